@@ -1,0 +1,46 @@
+# make run    make the environment and run the whole recipe; the report is under runs/
+# make test   install the test extra and run every test
+# make lint   ruff and pyright
+# make clean  remove the environment and what the tools left; runs/ stays
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" to avoid the CUDA build
+PIP_FLAGS ?=
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/melete run r1-zero-tiny
+
+test: $(VENV)/.installed-test
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Melete needs Python 3.11 or newer: make PYTHON=python3.12 run")'
+	$(PYTHON) -m venv $(VENV)
+
+# a stamp is written only after its install went through, so an interrupted one is done again
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (once; torch is the large part)"
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

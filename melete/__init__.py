@@ -1,0 +1,1 @@
+"""Melete post-trains language models: from a base model to a reasoning one."""

@@ -1,0 +1,207 @@
+"""Flat rows of tokens, packed from graded groups and split into micro-batches.
+
+    RolloutGroup --from_groups--> Batch --annotate--> Annotations --credit--> TrainBatch --microbatches--> update
+
+Rows are padded on the right. Every stream `x[:, t]` describes token `t`; `loss_mask` is True on the tokens that the
+policy wrote, its end-of-turn token included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from melete.errors import DataError, TrainingError
+from melete.functional.aggregate import Denominators, Mode, denominators
+from melete.types import Rollout, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The graded rollouts of one step as rows.
+
+    A group of problem "p" with prompt [7, 8], completions [5, 9] and [6] and rewards 1 and 0 is
+        tokens    [[7, 8, 5, 9],   attention_mask [[1, 1, 1, 1],   loss_mask [[0, 0, 1, 1],   rewards [1, 0]
+                   [7, 8, 6, 0]]                   [1, 1, 1, 0]]              [0, 0, 1, 0]]   group_ids [0, 0]
+    """
+
+    tokens: Tensor  # [B, T] long
+    attention_mask: Tensor  # [B, T] bool
+    loss_mask: Tensor  # [B, T] bool
+    rollout_logprobs: Tensor  # [B, T] fp32, 0 where the sampler drew nothing
+    group_ids: Tensor  # [B] long, numbered by first appearance of the group's id
+    rewards: Tensor  # [B] fp32, 0 where not valid
+    valid: Tensor  # [B] bool, False where a grader failed
+    policy_versions: Tensor  # [B] long, the weights that wrote the row
+
+    @classmethod
+    def from_groups(cls, groups: Sequence[RolloutGroup], pad_token_id: int) -> Batch:
+        """Rows in the order of the groups; groups with the same id are one group, however they were split."""
+        number_of: dict[str, int] = {}
+        rows: list[tuple[list[int], list[bool]]] = []
+        logprobs: list[list[float]] = []
+        group_ids: list[int] = []
+        rewards: list[float | None] = []
+        versions: list[int] = []
+        for group in groups:
+            for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
+                place = f"{group.group_id}, sibling {rollout.sibling}"
+                _check(rollout, reward.total, place)
+                prompt, completion = rollout.prompt_tokens, rollout.completion
+                rows.append(([*prompt, *completion.tokens], [False] * len(prompt) + [True] * len(completion.tokens)))
+                logprobs.append([0.0] * len(prompt) + list(completion.logprobs))
+                group_ids.append(number_of.setdefault(group.group_id, len(number_of)))
+                rewards.append(reward.total)
+                versions.append(completion.policy_version)
+        tokens, attention_mask, loss_mask = _pad_rows(rows, pad_token_id)
+        return cls(
+            tokens=tokens,
+            attention_mask=attention_mask,
+            loss_mask=loss_mask,
+            rollout_logprobs=_pad(logprobs, 0.0, torch.float32),
+            group_ids=torch.tensor(group_ids, dtype=torch.long),
+            rewards=torch.tensor([0.0 if reward is None else reward for reward in rewards], dtype=torch.float32),
+            valid=torch.tensor([reward is not None for reward in rewards], dtype=torch.bool),
+            policy_versions=torch.tensor(versions, dtype=torch.long),
+        )
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row, prompt and completion [B]."""
+        return self.attention_mask.sum(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """The streams [B, T] that an algorithm asked for (`Algorithm.needs`), by name: old_logprobs, ref_logprobs.
+
+    `policy_version` is that of the weights which `old_logprobs` belong to: those at the start of the update.
+    """
+
+    streams: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    policy_version: int = 0
+
+    def __post_init__(self) -> None:
+        # a copy without gradient: whatever happens to the caller's tensors, these stay as they were computed
+        object.__setattr__(self, "streams", {name: stream.detach().clone() for name, stream in self.streams.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """Rows with their advantages, ready for the learner; a micro-batch is a TrainBatch too.
+
+    `totals` belong to the whole optimizer step: rows that were dropped for want of signal, and the rows of the other
+    micro-batches, are in them.
+    """
+
+    tokens: Tensor  # [B, T] long
+    attention_mask: Tensor  # [B, T] bool
+    loss_mask: Tensor  # [B, T] bool
+    advantages: Tensor  # [B, T] fp32, 0 outside loss_mask
+    streams: Mapping[str, Tensor]  # [B, T] each
+    totals: Denominators
+    num_dropped_rows: int = 0
+    rollout_logprobs: Tensor | None = None  # [B, T] fp32; None where no sampler wrote the rows
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row, prompt and completion [B]."""
+        return self.attention_mask.sum(dim=1)
+
+    def select(self, rows: Tensor) -> TrainBatch:
+        """The rows with these numbers (or True in this mask [B]); `totals` stay those of the whole step."""
+        return self._each(lambda stream: stream[rows])
+
+    def to(self, device: torch.device | str) -> TrainBatch:
+        return self._each(lambda stream: stream.to(device))
+
+    def trimmed(self) -> TrainBatch:
+        """Without the columns that are padding in every row."""
+        longest = int(self.lengths.max()) if self.num_rows else 0
+        return self._each(lambda stream: stream[:, :longest])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TrainBatch:
+        return replace(
+            self,
+            tokens=change(self.tokens),
+            attention_mask=change(self.attention_mask),
+            loss_mask=change(self.loss_mask),
+            advantages=change(self.advantages),
+            streams={name: change(stream) for name, stream in self.streams.items()},
+            rollout_logprobs=None if self.rollout_logprobs is None else change(self.rollout_logprobs),
+        )
+
+
+def demonstrations(
+    rows: Sequence[tuple[Sequence[int], Sequence[bool]]],
+    pad_token_id: int,
+    *,
+    aggregation: Mode = "token_mean",
+    aggregation_constant: float | None = None,
+) -> TrainBatch:
+    """A batch for SFT of (tokens, loss mask) rows: advantage 1 on each token that is to be learnt.
+
+    >>> demonstrations([([7, 8, 5], [False, False, True])], 0).advantages
+    tensor([[0., 0., 1.]])
+    """
+    for number, (tokens, mask) in enumerate(rows):
+        if len(tokens) != len(mask):
+            raise DataError(f"{len(tokens)} tokens but a loss mask of {len(mask)}", place=f"row {number}")
+    tokens, attention_mask, loss_mask = _pad_rows(rows, pad_token_id)
+    totals = denominators(loss_mask, aggregation, constant=aggregation_constant)
+    return TrainBatch(tokens, attention_mask, loss_mask, loss_mask.float(), {}, totals)
+
+
+def microbatches(batch: TrainBatch, max_tokens: int) -> list[TrainBatch]:
+    """Splits rows, sorted by length, so that rows * longest row <= max_tokens; each part is trimmed to its longest.
+
+    A row that is longer than `max_tokens` makes a part of its own. Lengths 5, 2, 3 and max_tokens 6 give [3, 2], [5].
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    lengths = [int(length) for length in batch.lengths.unbind()]
+    parts: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        # ascending, so this row is the longest of the part it joins
+        if parts and (len(parts[-1]) + 1) * lengths[row] <= max_tokens:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    device = batch.tokens.device
+    return [batch.select(torch.tensor(part, dtype=torch.long, device=device)).trimmed() for part in parts]
+
+
+def _check(rollout: Rollout, reward: float | None, place: str) -> None:
+    completion = rollout.completion
+    if len(completion.tokens) != len(completion.logprobs):
+        raise DataError(f"{len(completion.tokens)} tokens but {len(completion.logprobs)} logprobs", place=place)
+    if reward is not None and not math.isfinite(reward):
+        remedy = "a grader that cannot judge returns None with a reason"
+        raise TrainingError(f"reward {reward} is not a finite number", place=place, remedy=remedy)
+    if not all(math.isfinite(logprob) for logprob in completion.logprobs):
+        raise TrainingError("a log-prob of the sampler is not finite", place=place)
+
+
+def _pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[bool]]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    tokens = _pad([tokens for tokens, _ in rows], pad, torch.long)
+    attention_mask = _pad([[True] * len(tokens) for tokens, _ in rows], False, torch.bool)
+    return tokens, attention_mask, _pad([mask for _, mask in rows], False, torch.bool)
+
+
+def _pad(rows: Sequence[Sequence[float]], fill: float, dtype: torch.dtype) -> Tensor:
+    padded = torch.full((len(rows), max((len(row) for row in rows), default=0)), fill, dtype=dtype)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = torch.tensor(row, dtype=dtype)
+    return padded

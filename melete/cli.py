@@ -1,0 +1,182 @@
+"""The terminal: `melete run RECIPE`, `melete recipes`, `melete report RUN_DIR`.
+
+Each command loads what it needs when it runs, so that `melete --help` answers at once. A mistake is told in one
+message with exit status 2; a traceback needs `--debug`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from melete.errors import MeleteError
+from melete.threads import prepare_threads
+
+if TYPE_CHECKING:
+    from melete.config import Recipe
+    from melete.schema import AnyStage
+
+BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="melete",
+    help="Post-trains language models, from a base model to a reasoning one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@contextlib.contextmanager
+def plain_errors(debug: bool, continue_with: str = "") -> Iterator[None]:
+    """Turns an error into one message and an exit status."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted", err=True)
+        if continue_with:
+            typer.echo(f"the same command continues from what is saved:\n  {continue_with}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except typer.Exit:
+        raise
+    except MeleteError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+    except OSError as error:
+        if debug:
+            raise
+        message = MeleteError(
+            error.strerror or str(error),
+            place=str(error.filename or ""),
+            remedy="check the path, its permissions and the free space; --debug shows where it happened",
+        )
+        typer.echo(f"error: {message}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(f"error: this should not happen: {type(error).__name__}: {error}", err=True)
+        typer.echo("  mend:  run again with --debug and report what it shows", err=True)
+        raise typer.Exit(INTERNAL_ERROR) from None
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"melete {metadata.version('melete')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A bundled recipe's name, or the path of a .toml file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as rl.lr=1e-4 or seed=3.")
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    name: Annotated[str, typer.Option(help="Name of the run's directory; by default the recipe's.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, show the plan and stop.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe, or continue it where it was interrupted."""
+    command = shlex.join(["melete", *sys.argv[1:]])
+    with plain_errors(debug, continue_with=command):
+        prepare_threads()
+        from melete.config import load_recipe
+
+        checked = load_recipe(recipe, overrides or [])
+        run_dir = runs_dir / (name or checked.name)
+        if dry_run:
+            typer.echo(plan_text(checked, run_dir))
+            return
+        from melete.live import View
+        from melete.pipeline import run_recipe
+
+        with View([stage.name for stage in checked.stages], None) as view:
+            run_recipe(checked, run_dir, view=view, command=command)
+        typer.echo(closing_lines(run_dir))
+
+
+@app.command()
+def recipes(debug: Debug = False) -> None:
+    """List the bundled recipes."""
+    with plain_errors(debug):
+        from melete.config import bundled_recipes, read_tables
+
+        known = bundled_recipes()
+        width = max(map(len, known))
+        for name, path in known.items():
+            typer.echo(f"{name:<{width}}  {read_tables(path).get('description', '')}")
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of a run, such as runs/r1-zero-tiny.")],
+    debug: Debug = False,
+) -> None:
+    """Make report.html and report.md again from the files of a run."""
+    with plain_errors(debug):
+        from melete.errors import RunError
+
+        if not (run_dir / "summary.json").is_file():
+            raise RunError(
+                "this is not the directory of a finished run: it has no summary.json",
+                place=str(run_dir),
+                remedy="name the directory that `melete run` printed, or let the run finish first",
+            )
+        from melete.report import build_report
+
+        build_report(run_dir)
+        typer.echo(closing_lines(run_dir))
+
+
+def plan_text(recipe: Recipe, run_dir: Path) -> str:
+    """What would be done, one line per stage."""
+    state = "exists and would be continued" if run_dir.exists() else "would be made"
+    lines = [f"{recipe.name} (seed {recipe.seed}): {recipe.description}".rstrip(": ")]
+    lines += [f"  {number}. {stage_line(stage)}" for number, stage in enumerate(recipe.stages, 1)]
+    return "\n".join([*lines, f"{run_dir} {state}; nothing was done"])
+
+
+def stage_line(stage: AnyStage) -> str:
+    if stage.kind == "pretrain":
+        return f"{stage.name}: pretrain, {stage.num_tokens:,} tokens, lr {stage.lr:g}"
+    rewards = " + ".join(f"{weight:g} {part}" for part, weight in stage.rewards.items())
+    return (
+        f"{stage.name}: {stage.algorithm} from {stage.model} on {stage.task.name}, {stage.num_steps} steps of "
+        f"{stage.prompts_per_step} x {stage.group_size} rollouts, lr {stage.lr:g}, reward {rewards}"
+    )
+
+
+def closing_lines(run_dir: Path) -> str:
+    """Where the report is and what was learnt."""
+    learnt = json.loads((run_dir / "summary.json").read_text(encoding="utf-8")).get("learnt", "")
+    return f"report: {run_dir / 'report.html'}\nlearnt: {learnt}"
+
+
+def main() -> None:
+    """The entry of the `melete` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What a step of reinforcement learning reports, under the names of `metrics.jsonl`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from melete.evaluation.reflection import R1_WORDS, reflection
+from melete.text.answers import parse_completion
+from melete.types import RolloutGroup
+
+
+def step_metrics(groups: Sequence[RolloutGroup], stats: Mapping[str, float]) -> dict[str, float]:
+    """Means over the rollouts of a step, the shape of its groups, and the learner's own numbers."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [reward for group in groups for reward in group.rewards]
+    lengths = [len(rollout.completion.tokens) for rollout in rollouts]
+    texts = [rollout.text for rollout in rollouts]
+    totals = [reward.total for reward in rewards if reward.total is not None]
+    metrics = {
+        "reward": _mean(totals),
+        "share_thinking": _mean([float(parse_completion(text).thought is not None) for text in texts]),
+        "length_mean": _mean(lengths),
+        "length_max": float(max(lengths)),
+        "truncated_share": _mean([float(r.completion.finish_reason == "length") for r in rollouts]),
+        "reflection_per_1k": reflection(texts, sum(lengths), R1_WORDS).per_1k,
+        "grader_failures": float(len(rewards) - len(totals)),
+        "num_completion_tokens": float(sum(lengths)),
+    }
+    for name in rewards[0].parts:
+        metrics[f"reward/{name}"] = _mean([value for r in rewards if (value := r.parts[name]) is not None])
+    return metrics | _group_metrics(groups) | dict(stats)
+
+
+def _group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Shares of groups that teach nothing (all rewards equal), and of those in which everything was right."""
+    known = [[r.total for r in group.rewards if r.total is not None] for group in groups]
+    accuracies = [[r.parts.get("accuracy") for r in group.rewards] for group in groups]
+    return {
+        "dead_groups": _mean([float(len(set(totals)) <= 1) for totals in known]),
+        "all_correct_groups": _mean([float(all(a == 1.0 for a in parts)) for parts in accuracies]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else 0.0

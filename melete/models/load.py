@@ -1,0 +1,71 @@
+"""Models and tokenizers in Hugging Face's format, with errors that say what is wrong with a directory."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from melete.errors import ModelError
+from melete.runs.atomic import new_directory
+
+BUNDLED = {"tiny": "tiny-base"}
+logging.disable_progress_bar()  # loading a file is not worth a line of the live view
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+def resolve_model(name: str) -> Path:
+    """The directory of a bundled model or the path itself.
+
+    Raises `ModelError` when there is nothing there, no configuration or no weights.
+    """
+    path = Path(str(resources.files("melete"))) / "data" / BUNDLED[name] if name in BUNDLED else Path(name)
+    if not path.is_dir():
+        raise ModelError("there is no such model directory", place=str(path), remedy=f"a path, or one of {', '.join(BUNDLED)}")
+    if not (path / "config.json").is_file():
+        raise ModelError("this directory has no config.json", place=str(path), remedy="save the model with save_pretrained")
+    if not any(any(path.glob(pattern)) for pattern in WEIGHTS):
+        remedy = "save the model as safetensors (model.save_pretrained); other formats can run code and are not read"
+        raise ModelError("this directory has no weights (*.safetensors)", place=str(path), remedy=remedy)
+    return path
+
+
+def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model in evaluation mode.
+
+    Raises `ModelError` when directory, configuration or weights cannot be used. Code in the directory is never run.
+    """
+    path = resolve_model(str(name))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        remedy = "copy or save the model again; its files are incomplete or damaged"
+        raise ModelError(f"the model cannot be loaded: {error}", place=str(path), remedy=remedy) from error
+    return model.eval()
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory, with a pad token (its end-of-turn token where it has none).
+
+    Raises `ModelError` when there is none or it cannot be read.
+    """
+    path = resolve_model(str(name))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        remedy = "save the tokenizer beside the model (tokenizer.save_pretrained)"
+        raise ModelError(f"the tokenizer cannot be loaded: {error}", place=str(path), remedy=remedy) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Writes model and tokenizer as a whole or not at all; a directory that is there already is replaced."""
+    with new_directory(directory) as unfinished:
+        model.save_pretrained(unfinished, safe_serialization=True)
+        tokenizer.save_pretrained(unfinished)

@@ -1,0 +1,53 @@
+"""Load balancing of a mixture of experts by the router's bias, without an auxiliary loss.
+
+DeepSeek-V3 (2024, section 2.1.2) adds a bias to each expert's score for the selection only; after each step the bias
+of an overloaded expert falls by gamma and that of an underloaded one rises by gamma. transformers holds the bias as a
+buffer (`e_score_correction_bias`) and never changes it, so the trainer has to.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def bias_step(bias: Tensor, load: Tensor, rate: float) -> Tensor:
+    """The new bias: bias + rate * sign(mean(load) - load); `load` [E] counts the tokens sent to each expert.
+
+    >>> bias_step(torch.zeros(3), torch.tensor([6.0, 2.0, 1.0]), 0.1)
+    tensor([-0.1000,  0.1000,  0.1000])
+    """
+    return bias + rate * torch.sign(load.mean() - load)
+
+
+class RouterBalancer:
+    """Counts the tokens that each expert receives while gradients are on, and moves the biases when asked.
+
+    A model without such routers is fine: then there is nothing to do.
+    """
+
+    def __init__(self, model: nn.Module, rate: float = 0.001) -> None:
+        self.rate = rate
+        self.routers = [m for m in model.modules() if isinstance(getattr(m, "e_score_correction_bias", None), Tensor)]
+        self.loads = [torch.zeros_like(m.e_score_correction_bias) for m in self.routers]
+        for index, router in enumerate(self.routers):
+            router.register_forward_hook(self._count(index))
+
+    def _count(self, index: int):
+        def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
+            if torch.is_grad_enabled():
+                chosen = output[-1].flatten()
+                load = self.loads[index]
+                load += torch.bincount(chosen, minlength=load.numel()).to(load)
+
+        return hook
+
+    def step(self) -> dict[str, float]:
+        """Moves every bias by the counts since the last step; returns the largest load relative to the mean."""
+        worst = 0.0
+        for router, load in zip(self.routers, self.loads, strict=True):
+            if load.sum() > 0:
+                worst = max(worst, float(load.max() / load.mean()))
+                router.e_score_correction_bias.copy_(bias_step(router.e_score_correction_bias, load, self.rate))
+            load.zero_()
+        return {"expert_load_max": worst} if self.routers else {}

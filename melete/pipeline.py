@@ -1,0 +1,111 @@
+"""Runs a recipe: each stage in order, finished ones skipped, one that was cut off continued; then the report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from melete.live import View
+from melete.models.load import resolve_model
+from melete.report.build import build_report
+from melete.runs.atomic import json_text, write_atomically
+from melete.runs.directory import RunDirectory
+from melete.schema import Recipe, RLStage
+from melete.stages import StageContext, run_pretrain, run_rl
+
+LIBRARIES = ("melete", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+def run_recipe(recipe: Recipe, run_dir: Path, *, view: View, command: str) -> Path:
+    """Runs what is left to run and returns the run's directory.
+
+    Raises `Interrupted` after a Ctrl-C or SIGTERM, when everything needed to continue is saved, and `RunError` when the
+    directory belongs to another recipe or process, or cannot be written.
+    """
+    with RunDirectory.create_or_open(run_dir, recipe.as_dict()) as run, _stop_request() as should_stop:
+        started = time.time()
+        context = StageContext(run, recipe.seed, view, should_stop, _model_path(run, recipe))
+        entries = [_finished_or_run(stage, context) for stage in recipe.stages]
+        run.write_summary(_summary(recipe, run, command, started, entries))
+        build_report(run.path)
+        return run.path
+
+
+def _finished_or_run(stage: Any, context: StageContext) -> dict[str, Any]:
+    file = context.run.path / "stages" / f"{stage.name}.json"
+    if file.exists():
+        context.view.stage_finished(stage.name, "already done")
+        return json.loads(file.read_text(encoding="utf-8"))
+    entry = run_rl(stage, context) if isinstance(stage, RLStage) else run_pretrain(stage, context)
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, json_text(entry, indent=2) + "\n")
+    context.view.stage_finished(stage.name, what_was_learnt([entry]))
+    return entry
+
+
+def what_was_learnt(entries: list[Mapping[str, Any]]) -> str:
+    """One line: held-out pass@1, share of thinking and length, before and after."""
+    evaluations = [evaluation for entry in entries for evaluation in entry.get("evaluations", ())]
+    if len(evaluations) < 2:
+        return "no evaluation to compare"
+    first, last = evaluations[0], evaluations[-1]
+    return (
+        f"held-out pass@1 {first['pass@1']:.2f} -> {last['pass@1']:.2f}, "
+        f"thinks in {first['share_thinking']:.0%} -> {last['share_thinking']:.0%} of its answers, "
+        f"{first['length_mean']:.0f} -> {last['length_mean']:.0f} tokens long"
+    )
+
+
+def _model_path(run: RunDirectory, recipe: Recipe) -> Callable[[str], Path]:
+    """Where a stage's `model` lies: an earlier stage's output, a bundled name or a directory."""
+    names = {stage.name for stage in recipe.stages}
+    return lambda name: run.models / name if name in names else resolve_model(name)
+
+
+def _summary(
+    recipe: Recipe, run: RunDirectory, command: str, started: float, entries: list[dict[str, Any]]
+) -> dict[str, Any]:
+    transcripts = [transcript for entry in entries for transcript in entry.get("transcripts", ())]
+    return {
+        "run": run.path.name,
+        "recipe": recipe.name,
+        "description": recipe.description,
+        "command": command,
+        "seed": recipe.seed,
+        "versions": {name: metadata.version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads()},
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started)),
+        "seconds": sum(entry["seconds"] for entry in entries),
+        "stages": [{key: value for key, value in entry.items() if key != "transcripts"} for entry in entries],
+        "learnt": what_was_learnt(entries),
+        "transcripts": transcripts,
+    }
+
+
+@contextmanager
+def _stop_request() -> Iterator[Callable[[], bool]]:
+    """Whether the user has asked to stop. The first request waits for the end of a step, a second one does not."""
+    asked: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)

@@ -1,0 +1,251 @@
+"""What is wrong with a recipe, in plain words: key, reason, and the nearest thing that exists."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from melete.errors import MeleteError
+from melete.schema import BUNDLED_MODELS, STAGE_KINDS, EvaluationSettings, Problem, Recipe, RLStage
+from melete.suggest import did_you_mean, nearest
+
+if TYPE_CHECKING:
+    from melete.algorithms import Algorithm
+
+UNION_BRANCHES = ("bool", "int", "float", "str")  # pydantic names them like keys
+ALGORITHM_KEYS = ("kl_coef", "kl_estimator", "clip_low", "clip_high", "aggregation")  # often looked for in the stage
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
+_PLAIN = {
+    "missing": "is missing",
+    "string_type": "must be text in quotes",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "multiple_of": "must be a multiple of {multiple_of:g}",
+    "string_pattern_mismatch": "must begin with a letter and hold only letters, digits, - and _",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+}
+
+
+def problems_of(error: ValidationError, tables: Mapping[str, Any]) -> Iterator[Problem]:
+    """Key and reason of each of pydantic's errors; stages are called by their names."""
+    for detail in error.errors(include_url=False):
+        location = list(detail["loc"])
+        prefix, model, path = _place(location, tables)
+        key = ".".join([*prefix, *path])
+        if detail["type"] == "value_error":  # our own: one `key: reason` per line
+            for line in str(detail["ctx"]["error"]).splitlines():
+                below, _, reason = line.partition(": ")
+                yield ".".join([*prefix, *path, below]), reason
+        elif detail["type"] == "extra_forbidden":
+            yield key, f"unknown key; {_nearest_key(path, prefix, model)}"
+        else:
+            yield key + (".kind" if detail["type"].startswith("union_tag") else ""), _reason(detail)
+
+
+def without_wrong_keys(error: ValidationError, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without the keys that pydantic refused, so that what is left can be checked in the same go."""
+    pruned = copy.deepcopy(dict(tables))
+    for detail in error.errors(include_url=False):
+        location = list(detail["loc"])
+        if location[:1] == ["stage"]:
+            del location[2:3]  # the kind, which is not a level of the tables
+        if detail["type"] == "value_error":
+            location += [line.partition(":")[0] for line in str(detail["ctx"]["error"]).splitlines()][:1]
+        table: Any = pruned
+        for part in location[:-1]:
+            table = table[part] if isinstance(table, dict) and part in table or isinstance(table, list) else {}
+        if isinstance(table, dict):
+            table.pop(location[-1] if location else "", None)
+    return pruned
+
+
+def _place(location: list[int | str], tables: Mapping[str, Any]) -> tuple[list[str], type[BaseModel], list[str]]:
+    """(stage prefix, model of that part, path below it) of a location such as ("stage", 0, "rl", "lr")."""
+    if location[:1] != ["stage"] or len(location) < 2:
+        return [], Recipe, _words(location)
+    index, kind = int(location[1]), str(location[2]) if len(location) > 2 else ""
+    stages = tables.get("stage")
+    stage = stages[index] if isinstance(stages, list) else {}
+    name = stage.get("name") if isinstance(stage, dict) else None
+    return [str(name) if name else f"stage[{index}]"], STAGE_KINDS.get(kind, BaseModel), _words(location[3:])
+
+
+def _words(location: Iterable[int | str]) -> list[str]:
+    words: list[str] = []
+    for part in location:
+        if isinstance(part, int) and words:
+            words[-1] += f"[{part}]"
+        elif str(part) not in UNION_BRANCHES:
+            words.append(str(part))
+    return words
+
+
+def _nearest_key(path: list[str], prefix: list[str], model: type[BaseModel]) -> str:
+    """The key meant by the unknown `path`: a sibling first, then the same word elsewhere in the stage."""
+    for part in path[:-1]:
+        inner = model.model_fields[part].annotation if part in model.model_fields else None
+        model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else model
+    siblings = [field.alias or name for name, field in model.model_fields.items()]
+    full = ".".join([*prefix, *path[:-1], ""])
+    close = nearest(path[-1], siblings)
+    if close:
+        return f"did you mean {full}{close}?"
+    if model is RLStage:
+        inner = dict.fromkeys(EvaluationSettings.model_fields, "evaluation") | dict.fromkeys(
+            ALGORITHM_KEYS, "algorithm_settings"
+        )
+        if close := nearest(path[-1], inner):
+            return f"did you mean {full}{inner[close]}.{close}?"
+    return did_you_mean(path[-1], siblings, full)
+
+
+def _reason(detail: Mapping[str, Any]) -> str:
+    kind, context, given = detail["type"], detail.get("ctx", {}), detail.get("input")
+    if detail["loc"][-1] in UNION_BRANCHES:
+        return f"must be a number, text in quotes, true or false, not {given!r}"
+    if kind == "union_tag_not_found":
+        return f"kind is missing; known are {', '.join(STAGE_KINDS)}"
+    if kind == "union_tag_invalid":
+        return f"unknown kind {context['tag']!r}; {did_you_mean(str(context['tag']), STAGE_KINDS)}"
+    if kind == "literal_error":
+        choices = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
+        return f"cannot be {given!r}; {did_you_mean(str(given), choices)}"
+    if kind == "missing":
+        return _PLAIN[kind]
+    plain = _PLAIN.get(kind, "").format(**context) or detail["msg"].lower()
+    shown = repr(given)
+    return f"{plain}, not {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def lookup_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Names in the recipe that nothing answers to: stages, models, tasks, rewards, algorithms."""
+    earlier: list[str] = []
+    reserved = set(Recipe.model_fields) | {"stage"}
+    for index, stage in enumerate(recipe.stages):
+        if stage.name in earlier or stage.name in reserved:
+            taken = "an earlier stage has this name" if stage.name in earlier else "is a key of the recipe itself"
+            yield f"stage[{index}].name", f"{taken} ({stage.name}); choose another"
+        if isinstance(stage, RLStage):
+            later = [other.name for other in recipe.stages[index + 1 :]]
+            yield from ((f"{stage.name}.{key}", why) for key, why in _rl_problems(stage, earlier, later))
+        earlier.append(stage.name)
+
+
+def _rl_problems(stage: RLStage, earlier: list[str], later: list[str]) -> Iterator[Problem]:
+    known = [*BUNDLED_MODELS, *earlier]
+    if stage.model in later or stage.model == stage.name:
+        yield "model", f"{stage.model} is made by {'this' if stage.model == stage.name else 'a later'} stage; read an earlier one"
+    elif stage.model not in known and not Path(stage.model).is_dir():
+        yield "model", f"{stage.model!r} is neither a directory nor a known model; {did_you_mean(stage.model, known)}"
+    yield from _task_problems(stage)
+    yield from _reward_problems(stage)
+    yield from _algorithm_problems(stage)
+
+
+def _task_problems(stage: RLStage) -> Iterator[Problem]:
+    from melete.tasks import TASKS, make_task
+
+    if stage.task.name not in TASKS:
+        yield "task.name", f"unknown task {stage.task.name!r}; {did_you_mean(stage.task.name, TASKS)}"
+        return
+    known = {field.name: field for field in dataclasses.fields(TASKS[stage.task.name]) if field.name != "name"}
+    wrong = False
+    for key, value in stage.task.own_settings().items():
+        if key not in known:
+            wrong = True
+            near = did_you_mean(key, known, f"{stage.name}.task.")
+            yield f"task.{key}", f"unknown key of task {stage.task.name}; {near}"
+        elif type(value) is not type(known[key].default):
+            wrong = True
+            yield f"task.{key}", f"must be {_TYPE_NAMES[type(known[key].default)]}, not {value!r}"
+    if not wrong:
+        try:
+            make_task(stage.task.name, stage.task.own_settings())
+        except ValueError as error:
+            yield "task", _told(error)
+
+
+def _reward_problems(stage: RLStage) -> Iterator[Problem]:
+    from melete.rewards import REWARDS
+
+    for name in stage.rewards:
+        if ":" in name:
+            yield from ((f"rewards.{name}", why) for why in _import_problems(name))
+        elif name not in REWARDS:
+            yield f"rewards.{name}", f"unknown reward; {did_you_mean(name, REWARDS, stage.name + '.rewards.')}"
+
+
+def _algorithm_problems(stage: RLStage) -> Iterator[Problem]:
+    from melete.algorithms import ALGORITHMS
+
+    if ":" in stage.algorithm and (reasons := list(_import_problems(stage.algorithm))):
+        yield "algorithm", reasons[0]
+        return
+    if ":" not in stage.algorithm and stage.algorithm not in ALGORITHMS:
+        yield "algorithm", f"unknown algorithm {stage.algorithm!r}; {did_you_mean(stage.algorithm, ALGORITHMS)}"
+        return
+    if stage.algorithm == "sft":
+        yield "algorithm", "sft copies completions whatever their reward, so a reward teaches nothing; use grpo"
+        return
+    if ":" not in stage.algorithm and "aggregation" not in stage.algorithm_settings:
+        known = ALGORITHMS[stage.algorithm].defaults
+        unknown = [key for key in stage.algorithm_settings if key not in known]
+        for key in unknown:
+            near = did_you_mean(key, known, f"{stage.name}.algorithm_settings.")
+            yield f"algorithm_settings.{key}", f"unknown setting of {stage.algorithm}; {near}"
+        if unknown:
+            return
+    try:
+        algorithm = resolve_algorithm(stage)
+    except (TypeError, ValueError) as error:
+        yield "algorithm_settings" if stage.algorithm_settings else "algorithm", _told(error)
+        return
+    if stage.reference_refresh_steps and algorithm.kl[1] is None:
+        yield "reference_refresh_steps", "there is no reference to refresh: the KL has no weight (kl_coef is 0)"
+
+
+def resolve_algorithm(stage: RLStage) -> Algorithm:
+    """The algorithm of a stage with its settings; a constant divisor is the longest completion unless it is given."""
+    from melete.algorithms import ALGORITHMS, resolve
+
+    settings = dict(stage.algorithm_settings)
+    row = ALGORITHMS.get(stage.algorithm)
+    if settings.get("aggregation", row.aggregation if row else None) == "constant":
+        settings.setdefault("aggregation_constant", float(stage.max_new_tokens))
+    return resolve(stage.algorithm, **settings)
+
+
+def _import_problems(path: str) -> Iterator[str]:
+    module, _, function = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        yield f"cannot be imported ({error}); write package.module:function"
+    else:
+        if not callable(found):
+            yield "is not a function"
+
+
+def _told(error: Exception) -> str:
+    """The message on one line, without the place, which the key already is."""
+    if isinstance(error, MeleteError):
+        return "; ".join(part for part in (error.what, error.remedy) if part)
+    return str(error)

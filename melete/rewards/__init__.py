@@ -1,0 +1,45 @@
+"""The table of rewards, by the name a recipe uses; `package.module:function` names one of your own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from melete.errors import RecipeError
+from melete.rewards.rules import RewardFunction, accuracy, format_tags, random_reward
+from melete.tasks.base import Task
+
+
+@dataclass(frozen=True, slots=True)
+class RewardContext:
+    """What a reward may need to know: the task, the run's seed, and whether the template opens `<think>` itself."""
+
+    task: Task
+    seed: int
+    thought_opened: bool = False
+
+
+REWARDS: dict[str, Callable[[RewardContext], RewardFunction]] = {
+    "accuracy": lambda context: accuracy(context.task, thought_opened=context.thought_opened),
+    "format": lambda context: format_tags(thought_opened=context.thought_opened),
+    "format_with_thought": lambda context: format_tags(thought_required=True, thought_opened=context.thought_opened),
+    "random": lambda context: random_reward(seed=context.seed),
+}
+
+
+def make_rewards(names: Iterable[str], context: RewardContext) -> dict[str, RewardFunction]:
+    """Name -> function of a rollout.
+
+    Raises `RecipeError` for a name that is neither in the table nor an importable "package.module:function".
+    """
+    return {name: REWARDS[name](context) if name in REWARDS else _imported(name) for name in names}
+
+
+def _imported(path: str) -> RewardFunction:
+    module, _, function = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = ", ".join(REWARDS)
+        raise RecipeError(f"no reward {path!r}: {error}", remedy=f"one of {known}, or package.module:function") from error

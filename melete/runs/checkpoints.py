@@ -1,0 +1,107 @@
+"""Checkpoints: complete or absent, checksummed, the last two kept; a damaged one gives way to the one before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from melete.errors import RunError
+from melete.runs.atomic import json_text, new_directory, writing
+
+FORMAT = 1
+_TENSORS, _STATE, _MANIFEST = "tensors.pt", "state.json", "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was saved after `step` steps: `tensors` (nested containers of tensors and numbers) and a JSON `state`."""
+
+    step: int
+    path: Path
+    tensors: Any
+    state: dict[str, Any]
+
+
+def save_checkpoint(directory: Path, step: int, tensors: Any, state: Mapping[str, Any], *, keep: int = 2) -> Path:
+    """Writes `directory/step-000042` as a whole or not at all, then forgets all but the last `keep`.
+
+    `tensors` may be any nesting of dicts, lists, numbers and tensors: a learner's or an optimizer's `state_dict()`.
+    """
+    path = directory / f"step-{step:06d}"
+    with new_directory(path) as unfinished:
+        with writing(path):
+            _save_tensors(tensors, unfinished / _TENSORS)
+        (unfinished / _STATE).write_text(json_text(state, indent=2), encoding="utf-8")
+        sums = {name: _checksum(unfinished / name) for name in (_TENSORS, _STATE)}
+        manifest = json_text({"format": FORMAT, "step": step, "sha256": sums}, indent=2)
+        (unfinished / _MANIFEST).write_text(manifest, encoding="utf-8")
+    for old in _paths(directory)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def latest_checkpoint(directory: Path, warn: Callable[[str], None] = warnings.warn) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or `None`; each damaged one on the way is passed over and `warn`ed about.
+
+    Raises `RunError` for one that another version wrote: it is not damaged, and going back would lose its work.
+    """
+    for path in _paths(directory):
+        try:
+            return _load(path)
+        except RunError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a damaged file provokes, the one before may be whole
+            warn(f"checkpoint {path} is damaged ({error}); the one before it is used")
+    return None
+
+
+def _load(path: Path) -> Checkpoint:
+    manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    if manifest["format"] != FORMAT:
+        raise RunError(
+            f"checkpoint of format {manifest['format']}, this version reads format {FORMAT}",
+            place=str(path),
+            remedy="continue with the version that wrote it, or delete the checkpoint to start the stage again",
+        )
+    for name, expected in manifest["sha256"].items():
+        if _checksum(path / name) != expected:
+            raise ValueError(f"{name} is not what was written")
+    tensors = torch.load(path / _TENSORS, map_location="cpu", weights_only=True)
+    return Checkpoint(manifest["step"], path, tensors, json.loads((path / _STATE).read_text(encoding="utf-8")))
+
+
+def _save_tensors(tensors: Any, path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(tensors, file)
+    except RuntimeError as error:
+        # torch reports a failed write as its own error and hides the system's
+        cause = error.__context__ if isinstance(error.__context__, OSError) else _why_unwritable(path)
+        raise cause or error from error
+
+
+def _why_unwritable(path: Path) -> OSError | None:
+    try:
+        with path.open("ab") as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        return error
+    return None
+
+
+def _paths(directory: Path) -> list[Path]:
+    """Checkpoints, newest first."""
+    return sorted(directory.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,231 @@
+"""The directory of a run: every file that the run writes, and the lock that keeps a second process out.
+
+    recipe.json     the resolved recipe            metrics.jsonl   deterministic numbers, one row per step
+    summary.json    what the report is made of     timings.jsonl   seconds, which differ from run to run
+    checkpoints/    to continue from               rollouts.jsonl  sampled completions with their reward parts
+    models/         trained models, Hugging Face format
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from melete.errors import RunError
+from melete.runs.atomic import json_text, remove_unfinished, write_atomically, writing
+
+METRICS, TIMINGS, ROLLOUTS = "metrics.jsonl", "timings.jsonl", "rollouts.jsonl"
+LOGS = (METRICS, TIMINGS, ROLLOUTS)
+LOCK = ".lock"
+
+
+class RunDirectory:
+    """An open run directory. Use as a context manager: leaving it lets the next process in."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.models = path / "models"
+        self._lock = lock
+
+    @classmethod
+    def create_or_open(cls, path: str | Path, recipe: Mapping[str, Any]) -> RunDirectory:
+        """Makes the directory, or opens the one that the same recipe made, and locks it.
+
+        Raises `RunError` when it cannot be written, another process holds it, or another recipe made it; nothing
+        already there is touched in any of these cases.
+        """
+        path = Path(path)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, _locked(path))
+        try:
+            run._adopt(recipe)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _adopt(self, recipe: Mapping[str, Any]) -> None:
+        resolved = json_text(recipe, indent=2) + "\n"
+        file = self.path / "recipe.json"
+        if file.exists():
+            _refuse_another(file, json.loads(resolved))
+        else:
+            write_atomically(file, resolved)
+        remove_unfinished(self.path)
+        with writing(self.path):
+            self.checkpoints.mkdir(exist_ok=True)
+            self.models.mkdir(exist_ok=True)
+            for name in LOGS:
+                _end_on_whole_row(self.path / name)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets the next process in; the system does so too when this one is killed."""
+        self._lock.close()
+
+    def log_metrics(self, row: Mapping[str, Any]) -> None:
+        """One row of numbers that the same seed and recipe give again, byte for byte."""
+        self._append(METRICS, [row])
+
+    def log_timings(self, row: Mapping[str, Any]) -> None:
+        """One row of seconds and tokens per second."""
+        self._append(TIMINGS, [row])
+
+    def log_rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Sampled completions, one row each."""
+        self._append(ROLLOUTS, rows)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replaces `summary.json` as a whole."""
+        write_atomically(self.path / "summary.json", json_text(summary, indent=2) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows logged so far."""
+        return list(read_rows(self.path / METRICS))
+
+    def marks(self) -> dict[str, int]:
+        """How long each log is now, on the disk for certain: put this into a checkpoint, to `rewind` to."""
+        marks = {}
+        for name in LOGS:
+            file = self.path / name
+            with writing(file), file.open("ab") as log:
+                os.fsync(log.fileno())
+                marks[name] = log.tell()
+        return marks
+
+    def rewind(self, marks: Mapping[str, int]) -> None:
+        """Cuts every log back to where it was when `marks` were taken: what came later will be done again."""
+        for name, size in marks.items():
+            file = self.path / name
+            with writing(file), file.open("ab") as log:
+                if log.tell() < size:
+                    raise RunError(
+                        f"{name} is shorter ({log.tell()} bytes) than the checkpoint says ({size})",
+                        place=str(file),
+                        remedy="rows were lost: delete this run directory and start again",
+                    )
+                log.truncate(size)
+
+    def truncate_metrics(self, stage: str, step: int) -> None:
+        """Drops the rows of `stage` from `step` on from every log; rows of other stages stay.
+
+        Where a checkpoint exists, prefer `rewind`: it needs no agreement on which rows come before a checkpoint.
+        """
+
+        def stays(row: Mapping[str, Any]) -> bool:
+            return row.get("stage") != stage or row.get("step", 0) < step
+
+        for name in LOGS:
+            self._keep(name, stays)
+
+    def _keep(self, name: str, stays: Callable[[Mapping[str, Any]], bool]) -> None:
+        file = self.path / name
+        rows = list(read_rows(file))
+        kept = [row for row in rows if stays(row)]
+        if len(kept) < len(rows):
+            write_atomically(file, "".join(json_text(row) + "\n" for row in kept))
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        data = "".join(json_text(row) + "\n" for row in rows).encode(errors="replace")
+        file = self.path / name
+        with writing(file), open(file, "ab", buffering=0) as log:
+            size = log.tell()
+            try:
+                written = 0
+                while written < len(data):
+                    written += log.write(data[written:])
+            except BaseException:
+                log.truncate(size)  # a full disk must not leave half a row
+                raise
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a `.jsonl` file; none when it is missing. A last line without its end was cut off and is left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                remedy = "restore the file, or delete this run directory and start again"
+                raise RunError(f"line {number} is not JSON: {error}", place=str(path), remedy=remedy) from error
+
+
+def _end_on_whole_row(path: Path) -> None:
+    """A process that was killed while writing leaves part of a row; the next row must not be glued to it."""
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+
+
+def _locked(path: Path) -> IO[str]:
+    file = path / LOCK
+    with writing(file):
+        lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115 - it stays open as long as the run
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise RunError(
+            f"another process (number {holder}) is working in this run directory",
+            place=str(path),
+            remedy="wait for it or stop it, or give this run another directory",
+        ) from error
+    with writing(file):
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+    return lock
+
+
+def _refuse_another(file: Path, recipe: Mapping[str, Any]) -> None:
+    try:
+        made_by = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = "restore the file, or choose another directory for the run"
+        raise RunError(f"the recipe of this run cannot be read: {error}", place=str(file), remedy=remedy) from error
+    changes = list(differences(made_by, recipe))
+    if changes:
+        raise RunError(
+            "another recipe made this run directory: " + "; ".join(changes[:3]) + (" ..." if len(changes) > 3 else ""),
+            place=str(file),
+            remedy="choose another directory for this run, or delete this one",
+        )
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """What changed between two recipes, one line for each key.
+
+    >>> list(differences({"rl": {"lr": 1e-4}}, {"rl": {"lr": 2e-4}}))
+    ['rl.lr is 0.0002 and was 0.0001']
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in sorted({*old, *new}):
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+    elif _is_list(old) and _is_list(new) and len(old) == len(new):
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from differences(before, after, f"{key}[{index}]")
+    elif old != new:
+        yield f"{key} is {json.dumps(new)} and was {json.dumps(old)}"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

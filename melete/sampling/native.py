@@ -1,0 +1,203 @@
+"""The native sampler: any Hugging Face causal language model, on the device it is on.
+
+Each prompt is run through the model once and its cache forked to the siblings; rows that have ended leave the batch.
+What a row says depends only on its prompt, its key and the weights: the random number of a token is a function of the
+rollout's key and the token's position, so neither the other rows nor the order of work can change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+
+from melete.sampling.drawing import draw
+from melete.sampling.keys import uniforms
+from melete.sampling.kv_cache import make_cache
+from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
+
+SPARE_TOKENS = 64  # room in the cache after the prompt before it is doubled
+COMPACT_SHARE = 0.75  # rows that ended are removed when no more than this share is still being written
+
+
+@dataclass
+class _Wave:
+    """Rows [B] that are written together: their tokens and log-probs so far, and what is left of them in the batch."""
+
+    keys: np.ndarray  # [B] uint64
+    tokens: Tensor  # [B, max_new_tokens]
+    logprobs: Tensor  # [B, max_new_tokens]
+    lengths: Tensor  # [B], 0 while being written
+    stopped: Tensor  # [B] bool
+
+
+class NativeSampler:
+    """Samples with the model it is given; `max_rows` bounds the rows that are written at once."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_rows: int = 512, version: int = 0
+    ) -> None:
+        self.model, self.tokenizer, self.max_rows, self.policy_version = model, tokenizer, max_rows, version
+        self.end_tokens = torch.tensor(sorted(_end_tokens(model, tokenizer)), device=model.device)
+        self.num_prefilled_tokens = self.num_decoded_tokens = 0  # how much work was done, padding not counted
+
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """Copies `weights` by name, unless they are the model's own, and takes their version.
+
+        Raises `KeyError` for a name that the model does not have.
+        """
+        own = self.model.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                if own[name].data_ptr() != weight.data_ptr():
+                    own[name].copy_(weight)
+        self.policy_version = version
+
+    @torch.inference_mode()
+    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[list[Completion]]:
+        """For each request one completion per key, in order.
+
+        Raises `ValueError` for an empty prompt or a request without keys.
+        """
+        for number, request in enumerate(requests):
+            if not request.prompt_tokens or not request.keys:
+                raise ValueError(f"request {number} has no {'keys' if request.prompt_tokens else 'prompt'}")
+        was_training = self.model.training
+        self.model.eval()
+        done: dict[int, list[Completion]] = {}
+        for numbers in self._waves(requests):
+            completions = iter(self._write([requests[number] for number in numbers], settings))
+            for number in numbers:
+                written = [next(completions) for _ in requests[number].keys]
+                done.setdefault(number, []).extend(written)
+        self.model.train(was_training)
+        return [done[number] for number in range(len(requests))]
+
+    def _waves(self, requests: Sequence[SampleRequest]) -> Iterator[list[int]]:
+        """Numbers of the requests that are written together: prompts of similar length, at most `max_rows` rows."""
+        wave: list[int] = []
+        num_rows = 0
+        for number in sorted(range(len(requests)), key=lambda n: len(requests[n].prompt_tokens)):
+            if wave and num_rows + len(requests[number].keys) > self.max_rows:
+                yield wave
+                wave, num_rows = [], 0
+            wave.append(number)
+            num_rows += len(requests[number].keys)
+        if wave:
+            yield wave
+
+    def _write(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[Completion]:
+        logits, cache, mask = self._prefill(requests, settings)
+        row_prompt = torch.tensor([n for n, request in enumerate(requests) for _ in request.keys], device=logits.device)
+        num_rows = len(row_prompt)
+        wave = _Wave(
+            keys=np.array([key for request in requests for key in request.keys], dtype=np.uint64),
+            tokens=torch.zeros(num_rows, settings.max_new_tokens, dtype=torch.long, device=logits.device),
+            logprobs=torch.zeros(num_rows, settings.max_new_tokens, device=logits.device),
+            lengths=torch.zeros(num_rows, dtype=torch.long, device=logits.device),
+            stopped=torch.zeros(num_rows, dtype=torch.bool, device=logits.device),
+        )
+        cache.batch_select_indices(row_prompt)  # the fork: every sibling gets its prompt's keys and values
+        self._decode(logits[row_prompt], cache, mask[row_prompt], wave, settings)
+        return self._completions(wave)
+
+    def _prefill(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> tuple[Tensor, Cache, Tensor]:
+        """Next-token logits [P, V], the cache, and the mask [P, L] of real tokens of left-padded prompts."""
+        longest = max(len(request.prompt_tokens) for request in requests)
+        device = self.model.device
+        tokens = torch.zeros(len(requests), longest, dtype=torch.long, device=device)
+        mask = torch.zeros(len(requests), longest, dtype=torch.bool, device=device)
+        for row, request in enumerate(requests):
+            tokens[row, longest - len(request.prompt_tokens) :] = torch.tensor(request.prompt_tokens)
+            mask[row, longest - len(request.prompt_tokens) :] = True
+        self.num_prefilled_tokens += int(mask.sum())
+        cache = make_cache(self.model.config, spare=min(SPARE_TOKENS, settings.max_new_tokens))
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=mask.long(),
+            position_ids=_positions(mask),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1], cache, mask
+
+    def _decode(self, logits: Tensor, cache: Cache, mask: Tensor, wave: _Wave, settings: SamplingSettings) -> None:
+        """Fills `wave`; rows that have ended are dropped from the batch now and then."""
+        alive = torch.arange(len(wave.keys), device=logits.device)  # the wave's row of each row of the batch
+        next_position = mask.sum(dim=1)
+        room = torch.ones(len(alive), settings.max_new_tokens, dtype=torch.bool, device=mask.device)
+        width = mask.shape[1]
+        mask = torch.cat([mask, room], dim=1)
+        for step in range(settings.max_new_tokens):
+            drawn = uniforms(wave.keys[alive.cpu().numpy()], np.full(len(alive), step, dtype=np.uint64))
+            tokens, logprobs = draw(logits, torch.from_numpy(drawn).to(logits.device), settings)
+            wave.tokens[alive, step], wave.logprobs[alive, step] = tokens, logprobs
+            ended = torch.isin(tokens, self.end_tokens) | self._ends_with_stop_string(wave, alive, step, settings)
+            is_open = wave.lengths[alive] == 0
+            self.num_decoded_tokens += int(is_open.sum())
+            wave.stopped[alive] |= ended & is_open
+            wave.lengths[alive[ended & is_open]] = step + 1
+            is_open &= ~ended
+            num_open = int(is_open.sum())
+            if num_open == 0 or step + 1 == settings.max_new_tokens:
+                break
+            if num_open <= COMPACT_SHARE * len(alive):
+                kept = is_open.nonzero()[:, 0]
+                alive, tokens, mask, next_position = alive[kept], tokens[kept], mask[kept], next_position[kept]
+                cache.batch_select_indices(kept)
+            width += 1
+            logits = self.model(
+                input_ids=tokens[:, None],
+                attention_mask=_single_query_mask(mask[:, :width], self.model),
+                position_ids=next_position[:, None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            next_position = next_position + 1
+
+    def _ends_with_stop_string(self, wave: _Wave, alive: Tensor, step: int, settings: SamplingSettings) -> Tensor:
+        if not settings.stop_strings:
+            return torch.zeros(len(alive), dtype=torch.bool, device=alive.device)
+        # a stop string of n characters can begin at most n tokens back
+        start = max(0, step + 1 - max(len(text) for text in settings.stop_strings))
+        tails = self.tokenizer.batch_decode(wave.tokens[alive, start : step + 1].tolist())
+        return torch.tensor([any(s in tail for s in settings.stop_strings) for tail in tails], device=alive.device)
+
+    def _completions(self, wave: _Wave) -> list[Completion]:
+        lengths, stopped = wave.lengths.tolist(), wave.stopped.tolist()
+        tokens, logprobs = wave.tokens.tolist(), wave.logprobs.tolist()
+        completions = []
+        for row, (length, has_stopped) in enumerate(zip(lengths, stopped, strict=True)):
+            length = length or len(tokens[row])
+            reason: FinishReason = "stop" if has_stopped else "length"
+            written = tuple(tokens[row][:length]), tuple(logprobs[row][:length])
+            completions.append(Completion(*written, reason, self.policy_version))
+        return completions
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _single_query_mask(mask: Tensor, model: PreTrainedModel) -> Tensor | None:
+    """The mask of a single query per row in the form that the model takes without further work; none if all is real."""
+    if bool(mask.all()):
+        return None
+    if model.config._attn_implementation == "sdpa":
+        return mask[:, None, None, :]
+    return mask.long()
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return {token for token in [*ids, tokenizer.eos_token_id] if token is not None}

@@ -1,0 +1,52 @@
+"""What a task is: seeded problems, a grader, and a way to tell training from held-out problems.
+
+A problem is a pure function of (task settings, seed, split, index), so a run can be resumed or repeated at any index.
+Which split a problem belongs to is decided by a hash of what is asked, never by where it was drawn: no training
+problem, and no text of the pre-training corpus, can repeat a held-out one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, Protocol
+
+from melete.errors import DataError
+from melete.types import Problem
+
+Split = Literal["train", "held_out"]
+HELD_OUT_SHARE = 0.1
+
+
+class Task(Protocol):
+    """Problems with a grader."""
+
+    name: str
+
+    def problem(self, split: Split, index: int) -> Problem:
+        """The `index`-th problem of a split."""
+        ...
+
+    def grade(self, problem: Problem, answer: str) -> float:
+        """1.0 for a right answer, 0.0 for a wrong one; `answer` is untrusted text."""
+        ...
+
+
+def split_of(canonical: str) -> Split:
+    """The split that a problem with this canonical text belongs to, the same on every machine."""
+    digest = hashlib.blake2b(canonical.encode(), digest_size=8).digest()
+    return "held_out" if int.from_bytes(digest, "big") / 2**64 < HELD_OUT_SHARE else "train"
+
+
+def check_gold(task: Task, problem: Problem) -> Problem:
+    """The problem itself, after proving that its gold answer scores 1.
+
+    Raises `DataError` when it does not: such a row would teach the opposite of what it says.
+    """
+    score = task.grade(problem, problem.gold)
+    if score != 1.0:
+        raise DataError(
+            f"the gold answer {problem.gold!r} of {problem.problem_id} scores {score}, not 1",
+            place=problem.problem_id,
+            remedy="correct the gold answer or the grader",
+        )
+    return problem

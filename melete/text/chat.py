@@ -1,0 +1,34 @@
+"""Conversations as tokens, once; the model's own chat template decides how turns look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from melete.errors import ModelError
+from melete.types import Message
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
+    """The tokens that the model completes: the conversation and the opening of the assistant's turn.
+
+    Raises `ModelError` when the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError("the tokenizer has no chat template", remedy="set tokenizer.chat_template and save it")
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return tuple(ids)
+
+
+def opens_thought(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template itself writes `<think>` at the start of the assistant's turn."""
+    text = tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True, tokenize=False)
+    return str(text).rstrip().endswith("<think>")
+
+
+def decode_completion(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The completion as graders and people read it: without the end-of-turn token, with the tags."""
+    kept = tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens
+    return str(tokenizer.decode(list(kept), skip_special_tokens=False))

@@ -1,0 +1,226 @@
+"""Recipes: what is accepted, how overrides work, and that every mistake is told at once with what was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from melete import schema
+from melete.config import RLStage, bundled_recipes, load_recipe, parse_recipe, parse_value
+from melete.errors import RecipeError
+from melete.suggest import nearest
+
+
+def rl_tables(**changes: Any) -> dict[str, Any]:
+    stage = {"name": "rl", "kind": "rl", "task": {"name": "arithmetic_chain"}} | changes
+    return {"name": "mine", "stage": [stage]}
+
+
+def refusal(tables: dict[str, Any], *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(tables, overrides, place="mine.toml")
+    return str(caught.value)
+
+
+def rl_stage(*overrides: str) -> RLStage:
+    stage = parse_recipe(rl_tables(), overrides).stages[0]
+    assert isinstance(stage, RLStage)
+    return stage
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_every_bundled_recipe_loads_under_its_own_name(name: str):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_a_resolved_recipe_reads_back_as_itself(name: str):
+    recipe = load_recipe(name)
+    assert parse_recipe(recipe.as_dict()) == recipe
+
+
+def test_a_recipe_is_found_by_path_too(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(bundled_recipes()["r1-zero-tiny"].read_bytes())
+    assert load_recipe(str(path)) == load_recipe("r1-zero-tiny")
+
+
+def test_an_override_changes_one_setting_and_nothing_else():
+    before, after = rl_stage(), rl_stage("rl.lr=1e-4")
+    assert after == before.model_copy(update={"lr": 1e-4})
+
+
+def test_overrides_reach_sub_tables_and_the_top_level():
+    recipe = parse_recipe(rl_tables(), ["seed=3", "rl.task.max_terms=7", "rl.rewards={random=1.0}"])
+    stage = recipe.stages[0]
+    assert isinstance(stage, RLStage)
+    assert (recipe.seed, stage.task.own_settings(), stage.rewards) == (3, {"seed": 0, "max_terms": 7}, {"random": 1.0})
+
+
+def test_the_tables_given_are_never_changed():
+    tables = rl_tables()
+    parse_recipe(tables, ["rl.lr=1e-4", "rl.task.seed=4"])
+    assert tables == rl_tables()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        (".5", 0.5),
+        ("60", 60),
+        ("true", True),
+        ("dr_grpo", "dr_grpo"),
+        ('"60"', "60"),
+        ("[0.0, 1.0]", [0.0, 1.0]),
+        ("{a=1}", {"a": 1}),
+        ("1\nseed = 3", "1\nseed = 3"),
+        ("", ""),
+    ],
+)
+def test_an_override_is_read_as_toml_or_else_as_text(text: str, value: Any):
+    assert parse_value(text) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("rl.lerning_rate=1", "rl.lerning_rate: unknown key; did you mean rl.lr?"),
+        ("rl.learning_rate=1", "rl.learning_rate: unknown key; did you mean rl.lr?"),
+        ("rl.gruop_size=4", "rl.gruop_size: unknown key; did you mean rl.group_size?"),
+        ("rl.kl_coef=1", "rl.kl_coef: unknown key; did you mean rl.algorithm_settings.kl_coef?"),
+        ("rl.num_problems=1", "rl.num_problems: unknown key; did you mean rl.evaluation.num_problems?"),
+        ("rl.evaluation.num_sample=1", "did you mean rl.evaluation.num_samples?"),
+        ("rl.task.min_term=4", "did you mean rl.task.min_terms?"),
+        ("rl.task.name=arithmetic", "unknown task 'arithmetic'; did you mean arithmetic_chain?"),
+        ("rl.rewards.acuracy=1", "did you mean rl.rewards.accuracy?"),
+        ("rl.algorithm=grop", "unknown algorithm 'grop'; did you mean grpo?"),
+        ("rl.algorithm_settings.clip_hih=1", "did you mean rl.algorithm_settings.clip_high?"),
+        ("rl.lr_schedule=cosin", "did you mean cosine?"),
+        ("rl.kind=r1", "rl.kind: unknown kind 'r1'"),
+        ("rl.model=tny", "did you mean tiny?"),
+        ("r.lr=1", "there is no stage 'r'; did you mean rl?"),
+        ("sed=1", "sed: unknown key; did you mean seed?"),
+        ("rl=1", "rl: is a stage"),
+        ("rl.lr.x=1", "rl.lr"),
+        ("rl.lr", "write key=value"),
+    ],
+)
+def test_a_misspelt_word_names_the_nearest_one_that_exists(override: str, told: str):
+    tables = rl_tables(lr=1e-4)
+    assert told in refusal(tables, override)
+    assert f"--set {override}" in refusal(tables, override)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lr": -1.0}, "rl.lr: must be more than 0, not -1.0"),
+        ({"lr": float("nan")}, "rl.lr: must be a finite number"),
+        ({"lr": "fast"}, "rl.lr: must be a number, not 'fast'"),
+        ({"num_steps": 2.5}, "rl.num_steps: must be a whole number, not 2.5"),
+        ({"num_steps": True}, "rl.num_steps: must be a whole number, not True"),
+        ({"temperature": 0.0}, "rl.temperature: must be more than 0"),
+        ({"group_size": 1}, "rl.group_size: with one rollout per problem there is nothing to compare it with"),
+        ({"warmup_steps": 500}, "rl.warmup_steps: 500 is more than num_steps 100"),
+        ({"max_tokens_per_microbatch": 100}, "rl.max_tokens_per_microbatch: 100 cannot hold one completion"),
+        ({"rewards": {}}, "rl.rewards: must not be empty"),
+        ({"rewards": {"accuracy": 0.0}}, "rl.rewards: every weight is 0"),
+        ({"evaluation": {"at": [1.0, 0.0]}}, "rl.evaluation.at: must rise"),
+        ({"evaluation": {"at": [2.0]}}, "rl.evaluation.at[0]: must be at most 1, not 2.0"),
+        ({"algorithm": "sft"}, "rl.algorithm: sft copies completions whatever their reward"),
+        ({"algorithm": "no.such:loss"}, "rl.algorithm: cannot be imported"),
+        ({"algorithm": "dapo", "reference_refresh_steps": 5}, "there is no reference to refresh"),
+        ({"algorithm_settings": {"clip_low": 2.0}}, "clip_low must be in [0, 1], not 2.0"),
+        ({"task": {"name": "countdown", "num_numbers": 9}}, "num_numbers must be from 2 to 6, not 9"),
+        ({"task": {"name": "countdown", "num_numbers": "3"}}, "rl.task.num_numbers: must be a whole number, not '3'"),
+        ({"task": 3}, "rl.task: must be a table, not 3"),
+        ({"model": "rl"}, "rl.model: rl is made by this stage"),
+        ({"name": "r l"}, "must begin with a letter"),
+        ({"name": "seed"}, "is a key of the recipe itself"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_with_the_reason(changes: dict[str, Any], told: str):
+    assert told in refusal(rl_tables(**changes))
+
+
+def test_all_mistakes_are_told_at_once():
+    message = refusal(
+        rl_tables(gruop_size=4, warmup_steps=999, algorithm="grop", rewards={"acuracy": 1.0}), "rl.lr=abc", "sed=1"
+    )
+    keys = [line.split(":")[0].strip() for line in message.splitlines()[1:-2]]
+    assert sorted(keys) == ["rl.algorithm", "rl.gruop_size", "rl.lr", "rl.rewards.acuracy", "rl.warmup_steps", "sed"]
+    assert "6 problems" in message
+    assert "where: mine.toml" in message
+
+
+def test_two_stages_never_share_a_name():
+    tables = rl_tables()
+    tables["stage"] *= 2
+    assert "stage[1].name: an earlier stage has this name (rl)" in refusal(tables)
+
+
+def test_a_stage_reads_earlier_stages_only():
+    first, second = rl_tables()["stage"][0], rl_tables(name="more", model="rl")["stage"][0]
+    parse_recipe({"name": "mine", "stage": [first, second]})
+    assert "rl is made by a later stage" in refusal({"name": "mine", "stage": [second, first]})
+
+
+def test_a_constant_divisor_is_the_longest_completion_unless_given():
+    from melete.recipe_checks import resolve_algorithm
+
+    assert resolve_algorithm(rl_stage("rl.algorithm=dr_grpo")).settings.aggregation_constant == 128
+    given_one = rl_stage("rl.algorithm=dr_grpo", "rl.algorithm_settings.aggregation_constant=7.0")
+    assert resolve_algorithm(given_one).settings.aggregation_constant == 7
+
+
+def test_an_unknown_recipe_names_the_nearest_one():
+    with pytest.raises(RecipeError, match="did you mean r1-zero-tiny"):
+        load_recipe("r1-zero-tny")
+
+
+@pytest.mark.parametrize(("content", "told"), [(b"a = [", "line|end"), (b"\xff", "UTF-8"), (b"stage = 3", "must be a list")])
+def test_a_file_that_is_no_recipe_is_refused_with_its_path(tmp_path: Path, content: bytes, told: str):
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=told) as caught:
+        load_recipe(str(path))
+    assert str(path) in str(caught.value)
+
+
+words = st.text(st.characters(codec="utf-8"), max_size=8)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+keys = st.sampled_from([*RLStage.model_fields, *schema.PretrainStage.model_fields]) | words
+
+
+@settings(max_examples=150, deadline=None)
+@given(stage=st.dictionaries(keys, values, max_size=4), top=st.dictionaries(words, values, max_size=2), override=words)
+def test_whatever_a_recipe_says_the_answer_is_a_recipe_or_a_refusal(stage: Any, top: Any, override: str):
+    try:
+        parse_recipe(rl_tables(**stage) | top, [override, f"rl.{override}={override}"])
+    except RecipeError as error:
+        assert "cannot be used" in str(error)
+
+
+def test_every_setting_says_what_it_means():
+    for model in (schema.Recipe, schema.TaskSettings, schema.EvaluationSettings, *schema.STAGE_KINDS.values()):
+        silent = [name for name, field in model.model_fields.items() if not field.description]
+        assert silent == [], f"{model.__name__}: {silent}"
+
+
+def test_a_synonym_points_at_a_setting_that_exists():
+    known = {*RLStage.model_fields, *schema.PretrainStage.model_fields, "kl_coef", "clip_low", "clip_high"}
+    from melete.suggest import SYNONYMS
+
+    assert set(SYNONYMS.values()) <= known
+    assert nearest("beta", ["kl_coef", "lr"]) == "kl_coef"

@@ -1,0 +1,129 @@
+"""Which part may import which: the direction of dependence of docs/architecture.md, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "melete"
+
+LEAVES = {"types", "errors", "suggest"}
+CORE = {"batch", "credit", "algorithms", "functional"}
+CONTENT = {"text", "rewards", "tasks"}
+PROTOCOLS = {"sampling.protocol", "sampling.keys", "learning.protocol"}
+BELOW_STAGES = LEAVES | CORE | CONTENT | {"corpus", "models", "sampling", "learning", "loops", "evaluation", "runs"}
+
+# room -> what it may import: a room, or one module of it. A new room needs a row here.
+ALLOWED: dict[str, set[str]] = {
+    "types": set(),
+    "errors": set(),
+    "suggest": set(),
+    "threads": {"errors"},
+    "functional": set(),
+    "batch": LEAVES | {"functional"},
+    "algorithms": LEAVES | {"functional"},
+    "credit": LEAVES | {"functional", "batch", "algorithms"},
+    "text": LEAVES,
+    "rewards": LEAVES | {"text"},
+    "tasks": LEAVES | {"text", "rewards"},
+    "corpus": LEAVES | {"text", "tasks"},
+    "models": LEAVES | CORE | CONTENT,
+    "sampling": LEAVES | CORE | CONTENT,
+    "learning": LEAVES | CORE | CONTENT,
+    "runs": LEAVES,
+    "evaluation": LEAVES | CONTENT | {"runs", "sampling.protocol", "sampling.keys"},
+    # loops see samplers and learners through their protocols only; pretraining balances its own routers
+    "loops": LEAVES | CORE | CONTENT | PROTOCOLS | {"corpus", "evaluation", "models.moe"},
+    "report": LEAVES | {"runs", "evaluation"},
+    "live": LEAVES,
+    # what a recipe may say: the tables of names are looked up when a recipe is read
+    "schema": LEAVES,
+    "recipe_checks": LEAVES | {"schema", "algorithms", "rewards", "tasks"},
+    "config": LEAVES | {"schema", "recipe_checks"},
+    "stages": BELOW_STAGES | {"schema", "recipe_checks", "live"},
+    "pipeline": BELOW_STAGES | {"schema", "stages", "live", "report"},
+    "cli": LEAVES | {"schema", "config", "pipeline", "live", "report", "threads"},
+}
+NO_TORCH = ("types", "errors", "config", "schema", "suggest", "threads", "cli")
+ONLY_THESE_LIBRARIES = {"types": set(), "errors": set(), "functional": {"torch", "jaxtyping"}}
+ENGINES = {"vllm", "ray", "sglang", "peft", "datasets", "wandb"}
+
+
+def modules() -> list[Path]:
+    return [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+
+
+def dotted(path: Path) -> str:
+    """`sampling.native` for melete/sampling/native.py, and `sampling` for its `__init__.py`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything a file imports, wherever in the file: late imports are dependence too."""
+    package = ["melete", *path.relative_to(ROOT).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                is_module = (ROOT.parent / module.replace(".", "/") / f"{alias.name}.py").exists()
+                is_package = (ROOT.parent / module.replace(".", "/") / alias.name).is_dir()
+                yield node.lineno, f"{module}.{alias.name}" if is_module or is_package else module
+
+
+def upward_edges(path: Path) -> list[str]:
+    name = dotted(path)
+    room = name.split(".")[0]
+    found = []
+    for line, imported in imports(path):
+        top, _, inner = imported.partition(".")
+        if top != "melete" or not inner or inner.split(".")[0] == room:
+            continue
+        allowed = ALLOWED[room]
+        if inner.split(".")[0] not in allowed and not any(f"{inner}.".startswith(f"{module}.") for module in allowed):
+            found.append(f"melete/{path.relative_to(ROOT)}:{line} imports melete.{inner}")
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_imports_point_downwards(path: Path):
+    room = dotted(path).split(".")[0]
+    assert room in ALLOWED, f"melete/{room} is new: say in tests/test_layers.py and docs/architecture.md what it may import"
+    assert upward_edges(path) == []
+
+
+def test_the_table_itself_has_no_cycle():
+    waiting = {room: {name.split(".")[0] for name in names} - {room} for room, names in ALLOWED.items()}
+    while waiting:
+        free = [room for room, below in waiting.items() if not below & waiting.keys()]
+        assert free, f"these import each other: {sorted(waiting)}"
+        for room in free:
+            del waiting[room]
+
+
+@pytest.mark.parametrize("room", ONLY_THESE_LIBRARIES)
+def test_the_pure_core_imports_only_its_library(room: str):
+    paths = [path for path in modules() if dotted(path).split(".")[0] == room]
+    assert paths
+    tops = {imported.split(".")[0] for path in paths for _, imported in imports(path)} - {"melete", "__future__"}
+    assert tops - set(sys.stdlib_module_names) <= ONLY_THESE_LIBRARIES[room]
+
+
+def test_the_core_never_imports_an_engine():
+    found = [f"{dotted(path)} {name}" for path in modules() for _, name in imports(path) if name.split(".")[0] in ENGINES]
+    assert found == []
+
+
+@pytest.mark.parametrize("module", NO_TORCH)
+def test_reading_a_recipe_or_a_log_loads_no_torch(module: str):
+    code = f"import sys, melete.{module}; print(*({{'torch', 'transformers', 'numpy'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == ""
