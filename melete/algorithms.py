@@ -181,12 +181,13 @@ ALGORITHMS: Mapping[str, Algorithm] = {
 }
 
 
-def resolve(name: str, **overrides: Any) -> Algorithm:
+def resolve(name: str, *, max_new_tokens: int | None = None, **overrides: Any) -> Algorithm:
     """The row `name` with other settings; an override of `None` keeps the row's value.
 
     `name` may be the import path of your own loss, "package.module:function". Its parameters are any of `logprobs,
     old_logprobs, ref_logprobs, advantages` and settings of `AlgorithmSettings`; it returns one loss per token, and
-    everything else is as in `grpo` with aggregation "token_mean" and no KL.
+    everything else is as in `grpo` with aggregation "token_mean" and no KL. `max_new_tokens` is the divisor of aggregation
+    "constant" where none is given.
 
     >>> resolve("dapo", clip_high=0.3).settings.clip_high
     0.3
@@ -203,6 +204,8 @@ def resolve(name: str, **overrides: Any) -> Algorithm:
     for key in given:
         _one_of("setting", key, sorted(row.defaults), f"algorithm {name}")
     row = replace(row, settings=replace(row.settings, **given))
+    if row.aggregation == "constant" and row.settings.aggregation_constant is None and max_new_tokens:
+        row = replace(row, settings=replace(row.settings, aggregation_constant=float(max_new_tokens)))
     constant = row.settings.aggregation_constant
     if row.aggregation == "constant" and (constant is None or constant <= 0):
         what = f'aggregation "constant" divides by a number above 0, and aggregation_constant is {constant}'

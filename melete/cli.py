@@ -90,7 +90,8 @@ def _options(
 def run(
     recipe: Annotated[str, typer.Argument(help="A bundled recipe's name, or the path of a .toml file.")],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as rl.lr=1e-4 or seed=3.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as rl.lr=1e-4 or seed=3."),
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     name: Annotated[str, typer.Option(help="Name of the run's directory; by default the recipe's.")] = "",

@@ -7,7 +7,6 @@ Loading this module loads no torch; `load_recipe` looks algorithms up in their t
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import tomllib
@@ -87,7 +86,9 @@ def read_tables(path: Path) -> dict[str, Any]:
         raise RecipeError(f"the recipe cannot be read: {error.strerror}", place=str(path)) from error
     except UnicodeDecodeError as error:
         raise RecipeError(
-            f"the recipe is not UTF-8 text: {error.reason} at byte {error.start}", place=str(path), remedy="save it as UTF-8"
+            f"the recipe is not UTF-8 text: {error.reason} at byte {error.start}",
+            place=str(path),
+            remedy="save it as UTF-8",
         ) from error
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise RecipeError(f"the recipe cannot be parsed: {error}", place=str(path)) from error
@@ -138,16 +139,24 @@ def _above(key: str, below: Sequence[str]) -> bool:
     return any(other.startswith(f"{key}.") and other != f"{key}." for other in below)
 
 
-def _refusal(tables: dict[str, Any], problems: list[tuple[str, str]], sources: dict[str, str], place: str) -> RecipeError:
+def _refusal(
+    tables: dict[str, Any], problems: list[tuple[str, str]], sources: dict[str, str], place: str
+) -> RecipeError:
     lines, from_overrides = [], 0
     first_reasons = {key: reason for key, reason in reversed(problems)}
     for key in dict.fromkeys(key for key, _ in problems):
-        source = next((text for set_key, text in sources.items() if f"{key}.".replace("[", ".").startswith(f"{set_key}.")), "")
+        source = next(
+            (text for set_key, text in sources.items() if f"{key}.".replace("[", ".").startswith(f"{set_key}.")), ""
+        )
         from_overrides += bool(source)
         lines.append(f"  {key or '(empty key)'}: {first_reasons[key]}" + (f" ({source})" if source else ""))
     name = tables.get("name") or Path(place).stem or "given"
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-    remedy = "correct the --set option" if from_overrides == len(lines) else "correct the keys named above; nothing was started"
+    remedy = (
+        "correct the --set option"
+        if from_overrides == len(lines)
+        else "correct the keys named above; nothing was started"
+    )
     return RecipeError(f"recipe {name} cannot be used: {count}\n" + "\n".join(lines), place=place, remedy=remedy)
 
 

@@ -7,16 +7,13 @@ import dataclasses
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from melete.errors import MeleteError
 from melete.schema import BUNDLED_MODELS, STAGE_KINDS, EvaluationSettings, Problem, Recipe, RLStage
 from melete.suggest import did_you_mean, nearest
-
-if TYPE_CHECKING:
-    from melete.algorithms import Algorithm
 
 UNION_BRANCHES = ("bool", "int", "float", "str")  # pydantic names them like keys
 ALGORITHM_KEYS = ("kl_coef", "kl_estimator", "clip_low", "clip_high", "aggregation")  # often looked for in the stage
@@ -51,7 +48,7 @@ def problems_of(error: ValidationError, tables: Mapping[str, Any]) -> Iterator[P
         prefix, model, path = _place(location, tables)
         key = ".".join([*prefix, *path])
         if detail["type"] == "value_error":  # our own: one `key: reason` per line
-            for line in str(detail["ctx"]["error"]).splitlines():
+            for line in str(detail.get("ctx", {}).get("error", "")).splitlines():
                 below, _, reason = line.partition(": ")
                 yield ".".join([*prefix, *path, below]), reason
         elif detail["type"] == "extra_forbidden":
@@ -64,14 +61,16 @@ def without_wrong_keys(error: ValidationError, tables: Mapping[str, Any]) -> dic
     """A copy without the keys that pydantic refused, so that what is left can be checked in the same go."""
     pruned = copy.deepcopy(dict(tables))
     for detail in error.errors(include_url=False):
-        location = list(detail["loc"])
+        location: list[Any] = list(detail["loc"])
         if location[:1] == ["stage"]:
             del location[2:3]  # the kind, which is not a level of the tables
         if detail["type"] == "value_error":
-            location += [line.partition(":")[0] for line in str(detail["ctx"]["error"]).splitlines()][:1]
+            location += [line.partition(":")[0] for line in str(detail.get("ctx", {}).get("error", "")).splitlines()][
+                :1
+            ]
         table: Any = pruned
         for part in location[:-1]:
-            table = table[part] if isinstance(table, dict) and part in table or isinstance(table, list) else {}
+            table = table[part] if (isinstance(table, dict) and part in table) or isinstance(table, list) else {}
         if isinstance(table, dict):
             table.pop(location[-1] if location else "", None)
     return pruned
@@ -152,7 +151,10 @@ def lookup_problems(recipe: Recipe) -> Iterator[Problem]:
 def _rl_problems(stage: RLStage, earlier: list[str], later: list[str]) -> Iterator[Problem]:
     known = [*BUNDLED_MODELS, *earlier]
     if stage.model in later or stage.model == stage.name:
-        yield "model", f"{stage.model} is made by {'this' if stage.model == stage.name else 'a later'} stage; read an earlier one"
+        yield (
+            "model",
+            f"{stage.model} is made by {'this' if stage.model == stage.name else 'a later'} stage; read an earlier one",
+        )
     elif stage.model not in known and not Path(stage.model).is_dir():
         yield "model", f"{stage.model!r} is neither a directory nor a known model; {did_you_mean(stage.model, known)}"
     yield from _task_problems(stage)
@@ -194,7 +196,7 @@ def _reward_problems(stage: RLStage) -> Iterator[Problem]:
 
 
 def _algorithm_problems(stage: RLStage) -> Iterator[Problem]:
-    from melete.algorithms import ALGORITHMS
+    from melete.algorithms import ALGORITHMS, resolve
 
     if ":" in stage.algorithm and (reasons := list(_import_problems(stage.algorithm))):
         yield "algorithm", reasons[0]
@@ -214,23 +216,13 @@ def _algorithm_problems(stage: RLStage) -> Iterator[Problem]:
         if unknown:
             return
     try:
-        algorithm = resolve_algorithm(stage)
+        settings: dict[str, Any] = dict(stage.algorithm_settings)
+        algorithm = resolve(stage.algorithm, max_new_tokens=stage.max_new_tokens, **settings)
     except (TypeError, ValueError) as error:
         yield "algorithm_settings" if stage.algorithm_settings else "algorithm", _told(error)
         return
     if stage.reference_refresh_steps and algorithm.kl[1] is None:
         yield "reference_refresh_steps", "there is no reference to refresh: the KL has no weight (kl_coef is 0)"
-
-
-def resolve_algorithm(stage: RLStage) -> Algorithm:
-    """The algorithm of a stage with its settings; a constant divisor is the longest completion unless it is given."""
-    from melete.algorithms import ALGORITHMS, resolve
-
-    settings = dict(stage.algorithm_settings)
-    row = ALGORITHMS.get(stage.algorithm)
-    if settings.get("aggregation", row.aggregation if row else None) == "constant":
-        settings.setdefault("aggregation_constant", float(stage.max_new_tokens))
-    return resolve(stage.algorithm, **settings)
 
 
 def _import_problems(path: str) -> Iterator[str]:

@@ -74,7 +74,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
         after_step=balancer.step,
     )
     task = make_task(stage.task.name, stage.task.own_settings())
-    reward_context = RewardContext(task, context.seed, opens_thought(tokenizer))
+    reward_context = RewardContext(task.grade, context.seed, opens_thought(tokenizer))
     rewards = make_rewards(stage.rewards, reward_context)
     settings = rl.RLSettings(
         group_size=stage.group_size,
@@ -125,10 +125,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
 
 
 def _algorithm(stage: RLStage) -> Algorithm:
-    overrides = dict(stage.algorithm_settings)
-    if resolve(stage.algorithm, **{"aggregation_constant": 1.0} if stage.algorithm == "dr_grpo" else {}).aggregation == "constant":
-        overrides.setdefault("aggregation_constant", float(stage.max_new_tokens))
-    return resolve(stage.algorithm, **overrides)
+    return resolve(stage.algorithm, max_new_tokens=stage.max_new_tokens, **stage.algorithm_settings)
 
 
 class Recorder:

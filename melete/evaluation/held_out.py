@@ -87,7 +87,7 @@ class HeldOut:
         return (self.seed, "held_out")
 
     def _judge(self, rollout: Rollout) -> Judgement:
-        functions = {"accuracy": accuracy(self.task, thought_opened=self.thought_opened)}
+        functions = {"accuracy": accuracy(self.task.grade, thought_opened=self.thought_opened)}
         return judge(rollout, functions, {"accuracy": 1.0}, thought_opened=self.thought_opened)
 
     def _read(self, path: Path) -> EvaluationResult:

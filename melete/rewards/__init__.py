@@ -7,21 +7,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from melete.errors import RecipeError
-from melete.rewards.rules import RewardFunction, accuracy, format_tags, random_reward
-from melete.tasks.base import Task
+from melete.rewards.rules import Grade, RewardFunction, accuracy, format_tags, random_reward
 
 
 @dataclass(frozen=True, slots=True)
 class RewardContext:
-    """What a reward may need to know: the task, the run's seed, and whether the template opens `<think>` itself."""
+    """What a reward may need to know: the task's grader, the run's seed, and whether the template opens `<think>` itself."""
 
-    task: Task
+    grade: Grade
     seed: int
     thought_opened: bool = False
 
 
 REWARDS: dict[str, Callable[[RewardContext], RewardFunction]] = {
-    "accuracy": lambda context: accuracy(context.task, thought_opened=context.thought_opened),
+    "accuracy": lambda context: accuracy(context.grade, thought_opened=context.thought_opened),
     "format": lambda context: format_tags(thought_opened=context.thought_opened),
     "format_with_thought": lambda context: format_tags(thought_required=True, thought_opened=context.thought_opened),
     "random": lambda context: random_reward(seed=context.seed),

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from melete.tasks.base import Task
 from melete.text.answers import parse_completion
-from melete.types import Rollout
+from melete.types import Problem, Rollout
 
 RewardFunction = Callable[[Rollout], float]
+Grade = Callable[[Problem, str], float]
 
 
-def accuracy(task: Task, *, thought_opened: bool = False) -> RewardFunction:
-    """1 for a right answer inside `<answer>` after the thought, else 0."""
+def accuracy(grade: Grade, *, thought_opened: bool = False) -> RewardFunction:
+    """The task's own grade of what is inside `<answer>` after the thought; 0 where there is no answer."""
 
     def reward(rollout: Rollout) -> float:
         answer = parse_completion(rollout.text, thought_opened=thought_opened).answer
-        return 0.0 if answer is None else task.grade(rollout.problem, answer)
+        return 0.0 if answer is None else grade(rollout.problem, answer)
 
     return reward
 

@@ -71,6 +71,8 @@ def _load(path: Path) -> Checkpoint:
             place=str(path),
             remedy="continue with the version that wrote it, or delete the checkpoint to start the stage again",
         )
+    if manifest["step"] != _step(path):
+        raise ValueError(f"{_MANIFEST} names another step")
     for name, expected in manifest["sha256"].items():
         if _checksum(path / name) != expected:
             raise ValueError(f"{name} is not what was written")
@@ -99,7 +101,11 @@ def _why_unwritable(path: Path) -> OSError | None:
 
 def _paths(directory: Path) -> list[Path]:
     """Checkpoints, newest first."""
-    return sorted(directory.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(directory.glob("step-*"), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _checksum(path: Path) -> str:
