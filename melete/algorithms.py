@@ -186,8 +186,8 @@ def resolve(name: str, *, max_new_tokens: int | None = None, **overrides: Any) -
 
     `name` may be the import path of your own loss, "package.module:function". Its parameters are any of `logprobs,
     old_logprobs, ref_logprobs, advantages` and settings of `AlgorithmSettings`; it returns one loss per token, and
-    everything else is as in `grpo` with aggregation "token_mean" and no KL. `max_new_tokens` is the divisor of aggregation
-    "constant" where none is given.
+    everything else is as in `grpo` with aggregation "token_mean" and no KL. `max_new_tokens` is the divisor of
+    aggregation "constant" where none is given.
 
     >>> resolve("dapo", clip_high=0.3).settings.clip_high
     0.3

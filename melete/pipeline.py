@@ -35,14 +35,20 @@ def run_recipe(recipe: Recipe, run_dir: Path, *, view: View, command: str) -> Pa
     with RunDirectory.create_or_open(run_dir, recipe.as_dict()) as run, _stop_request() as should_stop:
         started = time.time()
         context = StageContext(run, recipe.seed, view, should_stop, _model_path(run, recipe))
+        was_finished = all(_stage_file(run, stage).exists() for stage in recipe.stages)
         entries = [_finished_or_run(stage, context) for stage in recipe.stages]
-        run.write_summary(_summary(recipe, run, command, started, entries))
+        if not (was_finished and (run.path / "summary.json").exists()):  # it tells when, by what and how it was made
+            run.write_summary(_summary(recipe, run, command, started, entries))
         build_report(run.path)
         return run.path
 
 
+def _stage_file(run: RunDirectory, stage: Any) -> Path:
+    return run.path / "stages" / f"{stage.name}.json"
+
+
 def _finished_or_run(stage: Any, context: StageContext) -> dict[str, Any]:
-    file = context.run.path / "stages" / f"{stage.name}.json"
+    file = _stage_file(context.run, stage)
     if file.exists():
         context.view.stage_finished(stage.name, "already done")
         return json.loads(file.read_text(encoding="utf-8"))

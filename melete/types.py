@@ -35,7 +35,7 @@ class Problem:
     task: str
     messages: tuple[Message, ...]
     gold: str
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-""""""
+"""Text to pre-train on, generated: worked problems, plain English, simple Spanish."""

@@ -117,7 +117,7 @@ class _Groups:
         return _sum_by(self.index, values)
 
     def per_row(self, advantages: Tensor) -> Tensor:
-        # the mean of equal numbers may be off by one bit, which a division by a tiny std would blow up
+        # a group of equal rewards has std 0, and 0 / 0 where std_epsilon is 0 as well
         return torch.where(self.valid & self.has_signal, advantages, 0.0).to(self.like.dtype)
 
 

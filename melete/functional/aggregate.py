@@ -26,7 +26,7 @@ class Denominators:
     constant: float | None = None
 
 
-def denominators(mask: Mask, mode: Mode, *, constant: float | None = None) -> Denominators:
+def denominators(mask: Mask, mode: Mode, *, constant: int | float | None = None) -> Denominators:
     """Counts over all rows of an optimizer step; a row that is masked throughout is not a sequence.
 
     >>> denominators(torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]), "token_mean")
@@ -36,7 +36,8 @@ def denominators(mask: Mask, mode: Mode, *, constant: float | None = None) -> De
     if mode == "constant" and (constant is None or constant <= 0):
         raise ValueError(f'mode "constant" needs a constant above 0, usually max_new_tokens, not {constant}')
     counted = mask.bool()
-    return Denominators(int(counted.sum()), int(counted.any(dim=1).sum()), constant if mode == "constant" else None)
+    divisor = float(constant) if mode == "constant" and constant is not None else None
+    return Denominators(int(counted.sum()), int(counted.any(dim=1).sum()), divisor)
 
 
 def aggregate(per_token: BT, mask: Mask, mode: Mode, totals: Denominators) -> Scalar:

@@ -1,1 +1,1 @@
-
+"""Changing the weights: the `Learner` protocol and its local form."""

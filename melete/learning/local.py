@@ -68,7 +68,7 @@ class LocalLearner:
     def update(self, batch: TrainBatch, algorithm: Algorithm) -> dict[str, float]:
         """One optimizer step over all rows; gradients of the micro-batches add up to those of the whole.
 
-        A batch without rows changes nothing. Raises `TrainingError` when loss or gradient is not finite; the weights,
+        A batch without rows changes no weight and only moves on in the schedule. Raises `TrainingError` when loss or gradient is not finite; the weights,
         the optimizer and the schedule are then as they were.
         """
         self.model.eval()  # the sampler has no dropout either
@@ -126,7 +126,7 @@ class LocalLearner:
         return self.model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer, place in the schedule and reference."""
+        """Weights, optimizer, place in the schedule and reference; not copies."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -45,5 +45,6 @@ def _logits_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor) -> Ten
 
 def _plain_head(model: PreTrainedModel) -> bool:
     """Whether logits are the head's product and nothing more (no cap, no scale), so that it may be applied apart."""
-    scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-    return model.get_output_embeddings() is not None and not any(getattr(model.config, name, None) for name in scaled)
+    scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+    config = model.config.get_text_config(decoder=True)
+    return model.get_output_embeddings() is not None and not any(getattr(config, name, None) for name in scaled)

@@ -7,6 +7,7 @@ padded for long, every document starts at position 0 and none sees another.
 from __future__ import annotations
 
 import copy
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -184,6 +185,7 @@ def _worker(
     tokenizer: PreTrainedTokenizerFast,
     settings: PretrainSettings,
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides when to stop
     _join(rank, meeting_point, settings)
     # spawn shares the parent's memory: without a copy both would step the same weights
     pretrain(copy.deepcopy(model), tokenizer, settings, lambda _step, _metrics: None, rank=rank)

@@ -16,6 +16,7 @@ from melete.runs.atomic import new_directory
 BUNDLED = {"tiny": "tiny-base"}
 logging.disable_progress_bar()  # loading a file is not worth a line of the live view
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+DAMAGED = "copy or save the model again; its files are incomplete or damaged"
 
 
 def resolve_model(name: str) -> Path:
@@ -41,10 +42,19 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTr
     """
     path = resolve_model(str(name))
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        remedy = "copy or save the model again; its files are incomplete or damaged"
-        raise ModelError(f"the model cannot be loaded: {error}", place=str(path), remedy=remedy) from error
+        raise ModelError(f"the model cannot be loaded: {error}", place=str(path), remedy=DAMAGED) from error
+    if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers in their place
+        what = f"{len(missing)} weights are missing, the first is {missing[0]}"
+        raise ModelError(what, place=str(path), remedy=DAMAGED)
     return model.eval()
 
 
@@ -55,7 +65,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """
     path = resolve_model(str(name))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         remedy = "save the tokenizer beside the model (tokenizer.save_pretrained)"
         raise ModelError(f"the tokenizer cannot be loaded: {error}", place=str(path), remedy=remedy) from error

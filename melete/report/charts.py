@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 340, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 44, 12, 30
 _LABEL_GAP = 12.0
+PERCENT = "\N{NO-BREAK SPACE}%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,15 @@ class Chart:
 
 
 def smoothed(points: Sequence[tuple[float, float]], width: int | None = None) -> list[tuple[float, float]]:
-    """A centred moving mean; at the ends the window shrinks, so the first and last points keep their own side.
+    """A centred moving mean, cut off at the ends, so that the last value is a mean too and not one noisy step.
 
     >>> smoothed([(0, 0.0), (1, 3.0), (2, 0.0)], 3)
-    [(0, 0.0), (1, 1.0), (2, 0.0)]
+    [(0, 1.5), (1, 1.0), (2, 1.5)]
     """
     width = width or max(len(points) // 12, 1) | 1
     half, result = width // 2, []
     for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)
-        window = [y for _, y in points[i - reach : i + reach + 1]]
+        window = [y for _, y in points[max(i - half, 0) : i + half + 1]]
         result.append((x, sum(window) / len(window)))
     return result
 
@@ -70,14 +70,14 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 def number(value: float, share: bool = False) -> str:
     """A number for people: percent for shares, else three significant digits without a tail of zeros.
 
-    >>> number(0.875, share=True), number(61.25), number(0.0), number(1234.5), number(0.00042)
-    ('88 %', '61.2', '0', '1,234', '0.00042')
+    >>> number(0.875, share=True), number(61.25), number(-0.0), number(1234.5), number(0.00042)
+    ('88\\xa0%', '61.2', '0', '1,234', '0.00042')
     """
     if share:
-        return f"{value * 100:.0f} %"
+        return f"{round(value * 100) + 0:d}{PERCENT}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return f"{value + 0.0:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def draw(chart: Chart) -> Markup:

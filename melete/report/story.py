@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from melete.report.charts import number
+from melete.report.charts import PERCENT, number
 from melete.report.files import Row, RunFiles
 
 _SURE = 3.0
@@ -23,11 +23,11 @@ class Card(NamedTuple):
 
 
 class TableRow(NamedTuple):
-    """A metric over all evaluations: its name in the files, what it means, and the cells as text."""
+    """A metric over all evaluations: its name in the files, what it means, and each value with its interval."""
 
     metric: str
     meaning: str
-    cells: Sequence[str]
+    cells: Sequence[tuple[str, str]]
 
 
 TABLE = (
@@ -63,7 +63,7 @@ def cards(evaluations: Sequence[Row]) -> list[Card]:
 def table(evaluations: Sequence[Row]) -> list[TableRow]:
     """Every metric that at least one evaluation has."""
     return [
-        TableRow(metric, meaning, [cell(e, metric, with_interval=True) for e in evaluations])
+        TableRow(metric, meaning, [(cell(e, metric), interval(e, metric)) for e in evaluations])
         for metric, meaning, _ in TABLE
         if any(e.get(metric) is not None for e in evaluations)
     ]
@@ -74,11 +74,20 @@ def cell(evaluation: Row, metric: str, *, with_interval: bool = False) -> str:
     value = evaluation.get(metric)
     if value is None:
         return "–"
-    share = next((kind == "share" for name, _, kind in TABLE if name == metric), False)
+    bounds = interval(evaluation, metric) if with_interval else ""
+    return f"{number(value, _is_share(metric))} {bounds}".strip()
+
+
+def interval(evaluation: Row, metric: str) -> str:
+    """The interval of a metric in the unit of its value, or nothing."""
     low, high = evaluation.get(f"{metric}/low"), evaluation.get(f"{metric}/high")
-    if not with_interval or low is None or high is None:
-        return number(value, share)
-    return f"{number(value, share)} [{number(low, share).removesuffix(' %')}, {number(high, share).removesuffix(' %')}]"
+    if low is None or high is None:
+        return ""
+    return f"[{', '.join(number(bound, _is_share(metric)).removesuffix(PERCENT) for bound in (low, high))}]"
+
+
+def _is_share(metric: str) -> bool:
+    return any(name == metric and kind == "share" for name, _, kind in TABLE)
 
 
 def what_was_trained(files: RunFiles, stage: str) -> str:
@@ -89,7 +98,7 @@ def what_was_trained(files: RunFiles, stage: str) -> str:
     task = (s.get("task") or {}).get("name", "the task")
     parts = ", ".join(f"{name} × {number(weight)}" for name, weight in sorted((s.get("rewards") or {}).items()))
     return (
-        f"The model “{s.get('model')}” was trained for {s.get('num_steps')} steps with {s.get('algorithm')}. In each step"
+        f"The model “{s.get('model')}” was trained for {s.get('num_steps')} steps with the algorithm “{s.get('algorithm')}”. In each step"
         f" it wrote {s.get('group_size')} attempts at each of {s.get('prompts_per_step')} problems of the task “{task}”."
         f" A program, not a person, marked every attempt ({parts}). Attempts that earned more than the others at the same"
         " problem became more likely, the rest less likely. Nobody showed the model a solution during this training."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from melete.errors import RecipeError
 from melete.rewards.rules import Grade, RewardFunction, accuracy, format_tags, random_reward
+from melete.suggest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,13 @@ def make_rewards(names: Iterable[str], context: RewardContext) -> dict[str, Rewa
 def _imported(path: str) -> RewardFunction:
     module, _, function = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join(REWARDS)
-        raise RecipeError(f"no reward {path!r}: {error}", remedy=f"one of {known}, or package.module:function") from error
+        reward = getattr(importlib.import_module(module), function)
+    except Exception as error:  # importing runs the module, which may raise anything
+        raise RecipeError(f"no reward {path!r}: {error}", remedy=_remedy(path)) from error
+    if not callable(reward):
+        raise RecipeError(f"reward {path!r} is not a function", remedy=_remedy(path))
+    return reward
+
+
+def _remedy(path: str) -> str:
+    return f"{did_you_mean(path, REWARDS)} or package.module:function"

@@ -1,1 +1,1 @@
-
+"""Writing completions: the `Sampler` protocol and its native form."""

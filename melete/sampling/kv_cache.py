@@ -58,7 +58,16 @@ def make_cache(config: PreTrainedConfig, spare: int) -> Cache:
 
     Models with other than full attention in some layer get transformers' own cache, which knows their layers.
     """
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    if not has_full_attention(config):
         return DynamicCache(config=config)
-    return Cache(layers=[PreallocatedLayer(spare) for _ in range(config.num_hidden_layers)])
+    num_layers = config.get_text_config(decoder=True).num_hidden_layers
+    return Cache(layers=[PreallocatedLayer(spare) for _ in range(num_layers)])
+
+
+def has_full_attention(config: PreTrainedConfig) -> bool:
+    """Whether every layer looks at all tokens before it: no window, no chunks, no recurrence."""
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None)
+    if kinds is None:
+        return not (getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None))
+    return set(kinds) == {"full_attention"}

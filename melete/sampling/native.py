@@ -1,6 +1,7 @@
 """The native sampler: any Hugging Face causal language model, on the device it is on.
 
-Each prompt is run through the model once and its cache forked to the siblings; rows that have ended leave the batch.
+Each distinct prompt of a wave is run through the model once and its cache forked to the siblings; rows that have ended
+leave the batch.
 What a row says depends only on its prompt, its key and the weights: the random number of a token is a function of the
 rollout's key and the token's position, so neither the other rows nor the order of work can change it.
 """
@@ -18,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
-from melete.sampling.kv_cache import make_cache
+from melete.sampling.kv_cache import has_full_attention, make_cache
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
 
 SPARE_TOKENS = 64  # room in the cache after the prompt before it is doubled
@@ -49,9 +50,12 @@ class NativeSampler:
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Copies `weights` by name, unless they are the model's own, and takes their version.
 
-        Raises `KeyError` for a name that the model does not have.
+        Raises `KeyError` for a name and `ValueError` for a shape that the model does not have; nothing is copied then.
         """
         own = self.model.state_dict(keep_vars=True)
+        for name, weight in weights.items():
+            if own[name].shape != weight.shape:
+                raise ValueError(f"{name} is {tuple(own[name].shape)} here, not {tuple(weight.shape)}")
         with torch.no_grad():
             for name, weight in weights.items():
                 if own[name].data_ptr() != weight.data_ptr():
@@ -69,31 +73,40 @@ class NativeSampler:
                 raise ValueError(f"request {number} has no {'keys' if request.prompt_tokens else 'prompt'}")
         was_training = self.model.training
         self.model.eval()
-        done: dict[int, list[Completion]] = {}
-        for numbers in self._waves(requests):
-            completions = iter(self._write([requests[number] for number in numbers], settings))
-            for number in numbers:
-                written = [next(completions) for _ in requests[number].keys]
-                done.setdefault(number, []).extend(written)
-        self.model.train(was_training)
-        return [done[number] for number in range(len(requests))]
+        done: list[list[Completion]] = [[] for _ in requests]
+        try:
+            for wave in self._waves(requests):
+                completions = iter(self._write([part for _, part in wave], settings))
+                for number, part in wave:
+                    done[number] += [next(completions) for _ in part.keys]
+        finally:
+            self.model.train(was_training)
+        return done
 
-    def _waves(self, requests: Sequence[SampleRequest]) -> Iterator[list[int]]:
-        """Numbers of the requests that are written together: prompts of similar length, at most `max_rows` rows."""
-        wave: list[int] = []
+    def _waves(self, requests: Sequence[SampleRequest]) -> Iterator[list[tuple[int, SampleRequest]]]:
+        """Requests (with their numbers) that are written together: prompts of similar length, at most `max_rows` rows.
+
+        A request is split only where it alone asks for more rows than that.
+        """
+        wave: list[tuple[int, SampleRequest]] = []
         num_rows = 0
-        for number in sorted(range(len(requests)), key=lambda n: len(requests[n].prompt_tokens)):
-            if wave and num_rows + len(requests[number].keys) > self.max_rows:
-                yield wave
-                wave, num_rows = [], 0
-            wave.append(number)
-            num_rows += len(requests[number].keys)
+        # equal prompts side by side, so that they share a wave
+        for number, request in sorted(enumerate(requests), key=lambda r: (len(r[1].prompt_tokens), r[1].prompt_tokens)):
+            for start in range(0, len(request.keys), self.max_rows):
+                part = SampleRequest(request.prompt_tokens, request.keys[start : start + self.max_rows])
+                if wave and num_rows + len(part.keys) > self.max_rows:
+                    yield wave
+                    wave, num_rows = [], 0
+                wave.append((number, part))
+                num_rows += len(part.keys)
         if wave:
             yield wave
 
     def _write(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[Completion]:
-        logits, cache, mask = self._prefill(requests, settings)
-        row_prompt = torch.tensor([n for n, request in enumerate(requests) for _ in request.keys], device=logits.device)
+        prompts = {prompt: n for n, prompt in enumerate(dict.fromkeys(request.prompt_tokens for request in requests))}
+        logits, cache, mask = self._prefill(list(prompts), settings)
+        row_of_key = [prompts[request.prompt_tokens] for request in requests for _ in request.keys]
+        row_prompt = torch.tensor(row_of_key, device=logits.device)
         num_rows = len(row_prompt)
         wave = _Wave(
             keys=np.array([key for request in requests for key in request.keys], dtype=np.uint64),
@@ -107,16 +120,16 @@ class NativeSampler:
         return self._completions(wave)
 
     def _prefill(
-        self, requests: Sequence[SampleRequest], settings: SamplingSettings
+        self, prompts: Sequence[tuple[int, ...]], settings: SamplingSettings
     ) -> tuple[Tensor, Cache, Tensor]:
         """Next-token logits [P, V], the cache, and the mask [P, L] of real tokens of left-padded prompts."""
-        longest = max(len(request.prompt_tokens) for request in requests)
+        longest = max(len(prompt) for prompt in prompts)
         device = self.model.device
-        tokens = torch.zeros(len(requests), longest, dtype=torch.long, device=device)
-        mask = torch.zeros(len(requests), longest, dtype=torch.bool, device=device)
-        for row, request in enumerate(requests):
-            tokens[row, longest - len(request.prompt_tokens) :] = torch.tensor(request.prompt_tokens)
-            mask[row, longest - len(request.prompt_tokens) :] = True
+        tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+        mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device=device)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = True
         self.num_prefilled_tokens += int(mask.sum())
         cache = make_cache(self.model.config, spare=min(SPARE_TOKENS, settings.max_new_tokens))
         output = self.model(
@@ -167,8 +180,8 @@ class NativeSampler:
     def _ends_with_stop_string(self, wave: _Wave, alive: Tensor, step: int, settings: SamplingSettings) -> Tensor:
         if not settings.stop_strings:
             return torch.zeros(len(alive), dtype=torch.bool, device=alive.device)
-        # a stop string of n characters can begin at most n tokens back
-        start = max(0, step + 1 - max(len(text) for text in settings.stop_strings))
+        # a stop string of n bytes can begin at most n tokens back; one more, because some decoders strip the first space
+        start = max(0, step - max(len(text.encode()) for text in settings.stop_strings))
         tails = self.tokenizer.batch_decode(wave.tokens[alive, start : step + 1].tolist())
         return torch.tensor([any(s in tail for s in settings.stop_strings) for tail in tails], device=alive.device)
 
@@ -192,7 +205,8 @@ def _single_query_mask(mask: Tensor, model: PreTrainedModel) -> Tensor | None:
     """The mask of a single query per row in the form that the model takes without further work; none if all is real."""
     if bool(mask.all()):
         return None
-    if model.config._attn_implementation == "sdpa":
+    # a finished mask is taken as it is by every layer, so a window would be lost
+    if model.config._attn_implementation == "sdpa" and has_full_attention(model.config):
         return mask[:, None, None, :]
     return mask.long()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from melete.errors import RecipeError
 from melete.tasks.arithmetic import ArithmeticChain
-from melete.tasks.base import Task
+from melete.tasks.base import SPLITS, Task
 from melete.tasks.countdown import Countdown
 
 TASKS: dict[str, type[ArithmeticChain] | type[Countdown]] = {"arithmetic_chain": ArithmeticChain, "countdown": Countdown}
@@ -30,7 +30,10 @@ def make_task(name: str, settings: Mapping[str, Any]) -> Task:
         if type(value) is not type(known[key].default):
             wanted = type(known[key].default).__name__
             raise RecipeError(f"task {name}: {key} must be {wanted}, not {value!r}", remedy=f"give {key} as {wanted}")
-    return kind(**settings)
+    task = kind(**settings)
+    for split in SPLITS:
+        task.problem(split, 0)  # refuses a difficulty that leaves a split without problems
+    return task
 
 
 def _nearest(name: str, known: list[str]) -> str:

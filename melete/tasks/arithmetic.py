@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 from melete.errors import RecipeError
-from melete.tasks.base import Split, check_gold, split_of
+from melete.tasks.base import Split, check_gold, draw_from_split
 from melete.text.numbers import parse_integer
 from melete.types import Message, Problem
 
@@ -77,16 +77,16 @@ class ArithmeticChain:
 
     def problem(self, split: Split, index: int) -> Problem:
         source = random.Random(f"{self.name}/{self.seed}/{split}/{index}")
-        while True:
-            num_terms = source.randint(self.min_terms, self.max_terms)
-            chain = draw_chain(source, num_terms, self.max_number, self.max_total)
-            if split_of(chain.text) == split:
-                break
+        chain = draw_from_split(split, lambda: self._draw(source), lambda chain: chain.text)
         question = source.choice(QUESTIONS if self.language == "en" else PREGUNTAS).format(chain.text)
-        meta = {"expression": chain.text, "num_terms": num_terms, "language": self.language}
+        meta = {"expression": chain.text, "num_terms": len(chain.numbers), "language": self.language}
         gold = str(chain.totals[-1])
         problem = Problem(f"{self.name}/{split}/{self.seed}/{index}", self.name, (Message("user", question),), gold, meta)
         return check_gold(self, problem)
+
+    def _draw(self, source: random.Random) -> Chain:
+        num_terms = source.randint(self.min_terms, self.max_terms)
+        return draw_chain(source, num_terms, self.max_number, self.max_total)
 
     def grade(self, problem: Problem, answer: str) -> float:
         value = parse_integer(answer)

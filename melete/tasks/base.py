@@ -8,19 +8,24 @@ problem, and no text of the pre-training corpus, can repeat a held-out one.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeVar
 
-from melete.errors import DataError
+from melete.errors import DataError, RecipeError
 from melete.types import Problem
 
 Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "held_out")
 HELD_OUT_SHARE = 0.1
+_MAX_TRIES = 2000  # ten are usual; with this many, chance alone fails once in 10^91 problems
+_Drawn = TypeVar("_Drawn")
 
 
 class Task(Protocol):
     """Problems with a grader."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def problem(self, split: Split, index: int) -> Problem:
         """The `index`-th problem of a split."""
@@ -35,6 +40,21 @@ def split_of(canonical: str) -> Split:
     """The split that a problem with this canonical text belongs to, the same on every machine."""
     digest = hashlib.blake2b(canonical.encode(), digest_size=8).digest()
     return "held_out" if int.from_bytes(digest, "big") / 2**64 < HELD_OUT_SHARE else "train"
+
+
+def draw_from_split(split: Split, draw: Callable[[], _Drawn], canonical: Callable[[_Drawn], str]) -> _Drawn:
+    """The first drawn problem that belongs to `split`.
+
+    Raises `RecipeError` when none does: a difficulty with a handful of problems may leave a split empty.
+    """
+    for _ in range(_MAX_TRIES):
+        drawn = draw()
+        if split_of(canonical(drawn)) == split:
+            return drawn
+    raise RecipeError(
+        f"these settings leave no problem for the {split} split",
+        remedy="allow larger numbers or more of them, so that there are more different problems",
+    )
 
 
 def check_gold(task: Task, problem: Problem) -> Problem:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 from dataclasses import dataclass
 
 from melete.errors import RecipeError
-from melete.tasks.base import Split, check_gold, split_of
+from melete.tasks.base import Split, check_gold, draw_from_split
 from melete.types import Message, Problem
 
 QUESTIONS = ("Reach {target} with {numbers}.", "Make {target} from {numbers}.")
 PREGUNTAS = ("Llega a {target} con {numbers}.",)
 _OPERATIONS = {ast.Add: int.__add__, ast.Sub: int.__sub__, ast.Mult: int.__mul__}
-_MAX_CHARACTERS = 200
+# narrower than Python's own: no comments, no 1_0 or 0x10, nothing that makes the parser warn
+_ALLOWED = re.compile(r"[0-9+*() \t\n-]{1,200}")
 _MAX_VALUE = 10**9
 
 
@@ -27,7 +29,7 @@ def evaluate_expression(text: str) -> tuple[int, list[int]] | None:
     >>> evaluate_expression("(3+5)*2"), evaluate_expression("2**9"), evaluate_expression("__import__('os')")
     ((16, [2, 3, 5]), None, None)
     """
-    if len(text) > _MAX_CHARACTERS:
+    if not _ALLOWED.fullmatch(text):
         return None
     try:
         tree = ast.parse(text.strip(), mode="eval").body
@@ -71,10 +73,11 @@ class Countdown:
 
     def problem(self, split: Split, index: int) -> Problem:
         source = random.Random(f"{self.name}/{self.seed}/{split}/{index}")
-        while True:
-            numbers, target, gold = draw_puzzle(source, self.num_numbers, self.max_number, self.max_target)
-            if split_of(puzzle_text(numbers, target)) == split:
-                break
+        numbers, target, gold = draw_from_split(
+            split,
+            lambda: draw_puzzle(source, self.num_numbers, self.max_number, self.max_target),
+            lambda puzzle: puzzle_text(puzzle[0], puzzle[1]),
+        )
         return check_gold(self, self._problem(source, f"{split}/{self.seed}/{index}", numbers, target, gold))
 
     def _problem(self, source: random.Random, key: str, numbers: list[int], target: int, gold: str) -> Problem:
@@ -86,7 +89,6 @@ class Countdown:
     def grade(self, problem: Problem, answer: str) -> float:
         result = evaluate_expression(answer)
         return float(result == (problem.meta["target"], sorted(problem.meta["numbers"])))
-
 
 
 def list_numbers(numbers: list[int]) -> str:

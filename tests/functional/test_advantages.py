@@ -30,7 +30,7 @@ def tensors(drawn: list[tuple[float, int, bool]]) -> tuple[Tensor, Tensor, Tenso
 
 def one_group(*rewards: float) -> tuple[Tensor, Tensor, Tensor]:
     n = len(rewards)
-    return tensor(rewards), torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.bool)
+    return tensor(rewards, dtype=torch.float32), torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.bool)
 
 
 def by_loop(name: str, rewards: Tensor, ids: Tensor, valid: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -107,6 +107,12 @@ def test_a_tiny_spread_on_a_large_offset_equals_the_loop(function: Callable[...,
 def test_a_group_of_equal_rewards_gets_exactly_zero(function: Callable[..., Tensor], value: float, n: int) -> None:
     """I25: exactly, although the mean of equal floats may be off by one bit; a group of one is such a group."""
     assert function(*one_group(*[value] * n)).eq(0).all()
+
+
+@pytest.mark.parametrize("function", [credits.group_mean_std, credits.batch_std])
+def test_a_group_of_equal_rewards_gets_zero_even_without_an_epsilon(function: Callable[..., Tensor]) -> None:
+    """I25: 0 / 0 is not NaN here."""
+    assert function(*one_group(0.1, 0.1, 0.1), std_epsilon=0.0).tolist() == [0.0, 0.0, 0.0]
 
 
 @every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_micro_batches_add_up_to_the_whole(mode: Mode, lengths: list[int], cuts:
     mask = lengths_to_mask(lengths, 5)
     totals = totals_of(mask, mode)
     edges = sorted({0, len(lengths), *(cut for cut in cuts if cut < len(lengths))})
-    parts = [aggregate(losses[a:b], mask[a:b], mode, totals) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [aggregate(losses[a:b], mask[a:b], mode, totals) for a, b in pairwise(edges)]
     torch.testing.assert_close(torch.stack(parts).sum(), aggregate(losses, mask, mode, totals))
 
 

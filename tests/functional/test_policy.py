@@ -98,7 +98,7 @@ def test_only_the_current_logprobs_get_a_gradient(name: str) -> None:
     """I15, I20."""
     inputs = {"logprobs": row([-1.0]), "old_logprobs": row([-1.1]), "advantages": row([1.0])}
     inputs[name].requires_grad_()
-    assert not clipped(**inputs).requires_grad
+    assert not clipped(inputs["logprobs"], inputs["old_logprobs"], inputs["advantages"]).requires_grad
 
 
 def test_a_ratio_that_would_overflow_stays_finite_and_still_pulls_a_bad_token_down() -> None:

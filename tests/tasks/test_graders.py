@@ -1,0 +1,156 @@
+"""Graders read untrusted text: hostile and malformed answers score 0, and nothing runs or hangs."""
+
+from __future__ import annotations
+
+import time
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melete.tasks import make_task
+from melete.tasks.countdown import Countdown, evaluate_expression
+from melete.text.numbers import parse_integer
+from melete.types import Message, Problem
+
+PUZZLE = Problem(
+    "p", "countdown", (Message("user", "Reach 16 with 2,3,5."),), "(3+5)*2", {"numbers": [2, 3, 5], "target": 16}
+)
+CHAIN = Problem("c", "arithmetic_chain", (Message("user", "9+4-7=?"),), "6", {"expression": "9+4-7"})
+
+WORTHLESS = [
+    "",
+    " ",
+    "__import__('os').system('touch pwned')",
+    "print(16)",
+    "(lambda: 16)()",
+    "[x for x in (16,)][0]",
+    "9**9**9",
+    "2**3**5",
+    "(3+5)<<1",
+    "32//2+3-3",
+    "16",
+    "3+5",
+    "(3+5)*2*1",
+    "(3+5)*2+2-2",
+    "3+3+5+5",
+    "(3+5)*2=16",
+    "(3+5)*2;",
+    "(3+5)*2 # sixteen",
+    "(3+5)*2\x00",
+    "(3+5)*2,",
+    "(3+5)*2.0",
+    "(3+5)*2j",
+    "(3+5)*0x2",
+    "(3+5)*0b10",
+    "(3+5)*02",
+    "(3+5)*0_2",
+    "(３+５)*２",
+    "(٣+٥)*٢",
+    "(3+5)×2",
+    "(3+5)*²",
+    "(3+5)2",
+    "--(3+5)*2",
+    "-(-3-5)*2",
+    "~(3+5)*2",
+    "not 3",
+    "True*16",
+    "'3'+'5'",
+    "3 if 5 else 2",
+    "((3+5)*2",
+    "(3+5)*2)",
+    "(" * 10_000 + "3" + ")" * 10_000,
+    "(" * 90 + "3" + ")" * 90,
+    "9" * 10_000,
+    "9" * 190,
+    "*".join(["999999"] * 25),
+    "-" * 150 + "3",
+    "1+" * 5_000 + "1",
+    "\n" * 300 + "(3+5)*2",
+    "nan",
+    "inf",
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("answer", WORTHLESS, ids=range(len(WORTHLESS)))
+def test_a_hostile_or_malformed_expression_scores_zero_at_once_and_runs_nothing(
+    answer: str, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Countdown().grade(PUZZLE, answer) == 0.0
+    assert time.perf_counter() - started < 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "answer", ["(3+5)*2", "2*(5+3)", " ( 5 + 3 ) * 2 ", "((3+5)*(2))", "2*(3+5)", "(3\n+5)*2", "(5+3)*2"]
+)
+def test_every_spelling_of_a_right_expression_scores_one(answer: str) -> None:
+    assert Countdown().grade(PUZZLE, answer) == 1.0
+
+
+@pytest.mark.parametrize("answer", ["(3+5)+2", "3*5+2", "(3-5)*2", "(3+5)*3", "(3+5)*5", "2*2*2*2"])
+def test_a_wrong_value_or_a_wrong_number_scores_zero(answer: str) -> None:
+    assert Countdown().grade(PUZZLE, answer) == 0.0
+
+
+@given(st.text(alphabet="0123456789+-*() ", max_size=30))
+def test_an_expression_that_is_read_has_the_value_that_python_gives_it(text: str) -> None:
+    found = evaluate_expression(text)
+    if found is not None:
+        # safe: the alphabet holds neither names nor quotes, and powers were refused
+        assert "**" not in text and found[0] == eval(text.strip())
+
+
+@given(st.text(max_size=300))
+def test_no_text_makes_a_grader_raise(text: str) -> None:
+    assert Countdown().grade(PUZZLE, text) in (0.0, 1.0)
+    assert make_task("arithmetic_chain", {}).grade(CHAIN, text) in (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("6", 6),
+        (" 6 ", 6),
+        ("6.", 6),
+        ("+6", 6),
+        ("-6", -6),
+        ("006", 6),
+        ("\n6\n", 6),
+        ("9" * 18, 10**18 - 1),
+        ("", None),
+        (".", None),
+        ("-", None),
+        ("6.0", None),
+        ("6..", None),
+        ("6 7", None),
+        ("6 or 7", None),
+        ("6e3", None),
+        ("0x6", None),
+        ("1_000", None),
+        ("1,000", None),
+        ("６", None),
+        ("²", None),
+        ("--6", None),
+        ("- 6", None),
+        ("six", None),
+        ("nan", None),
+        ("9" * 19, None),
+        ("9" * 100_000, None),
+        ("__import__('os')", None),
+    ],
+)
+def test_an_integer_is_one_number_of_ascii_digits_and_nothing_else(text: str, value: int | None) -> None:
+    assert parse_integer(text) == value
+    assert make_task("arithmetic_chain", {}).grade(CHAIN, text) == float(value == 6)
+
+
+@given(st.integers(-(10**18) + 1, 10**18 - 1))
+def test_every_integer_of_eighteen_digits_is_read_back(value: int) -> None:
+    assert parse_integer(f" {value}. ") == value

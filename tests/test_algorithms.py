@@ -1,0 +1,235 @@
+"""The table of algorithms, and the one place where a row's loss and its KL meet."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, tensor
+
+from melete.algorithms import ALGORITHMS, Algorithm, resolve, token_losses
+from melete.errors import RecipeError
+from melete.functional import kl, policy
+from melete.functional.aggregate import aggregate, denominators
+
+OVERRIDES: dict[str, Any] = {
+    "clip_low": 0.05,
+    "clip_high": 0.05,
+    "kl_coef": 0.5,
+    "kl_estimator": "k2",
+    "kl_place": None,  # the other one of the two
+    "aggregation": None,  # another mode
+    "aggregation_constant": 3.0,
+    "std_epsilon": 0.5,
+    "std_correction": 0,
+}
+
+
+def row_of(name: str, **overrides: Any) -> Algorithm:
+    if name == "dr_grpo":
+        overrides = {"aggregation_constant": 8.0} | overrides
+    return resolve(name, **overrides)
+
+
+def loss_and_gradient(algorithm: Algorithm) -> tuple[Tensor, Tensor]:
+    """A step of two groups whose ratios lie inside and outside the clip, against a reference that differs."""
+    generator = torch.Generator().manual_seed(2)
+    old, ref = (-torch.rand(6, 4, generator=generator, dtype=torch.float64) - 0.5 for _ in range(2))
+    current = (old + torch.randn(6, 4, generator=generator, dtype=torch.float64) / 3).requires_grad_()
+    mask = torch.arange(4)[None] < tensor([4, 1, 2, 3, 4, 2])[:, None]
+    rewards = tensor([1.0, 0.0, 0.5, 0.0, 1.0, 1.0], dtype=torch.float64)
+    estimator, place = algorithm.kl
+    if place == "reward":
+        drift = kl.ESTIMATORS[estimator](old, ref)
+        rewards = rewards - algorithm.kl_coef * torch.where(mask, drift, 0.0).sum(1)
+    credit = algorithm.advantages(rewards, tensor([0, 0, 0, 1, 1, 1]), torch.ones(6, dtype=torch.bool))
+    losses, _ = token_losses(
+        algorithm,
+        logprobs=current,
+        old_logprobs=old,
+        ref_logprobs=ref,
+        advantages=torch.where(mask, credit[:, None], 0.0),
+        mask=mask,
+    )
+    totals = denominators(mask, algorithm.aggregation, constant=algorithm.settings.aggregation_constant)
+    loss = aggregate(losses, mask, algorithm.aggregation, totals)
+    loss.backward()
+    assert current.grad is not None
+    return loss.detach(), current.grad
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [(name, key) for name in ALGORITHMS for key in row_of(name).defaults],
+)
+def test_changing_any_declared_setting_changes_the_loss_or_the_gradient(name: str, setting: str) -> None:
+    """I16."""
+    base = row_of(name, **({"kl_coef": 0.1} if "kl_coef" in row_of(name).defaults else {}))
+    value = OVERRIDES[setting]
+    if setting == "kl_place":
+        value = {"loss": "reward", "reward": "loss"}[base.settings.kl_place]
+    if setting == "aggregation":
+        value = "token_mean" if base.aggregation != "token_mean" else "sequence_mean_token_mean"
+    kept: dict[str, Any] = dict(base.defaults)
+    if setting == "aggregation":  # the constant belongs to its own mode only
+        kept.pop("aggregation_constant", None)
+    kept[setting] = value
+    changed = resolve(name, **kept)
+    before, after = loss_and_gradient(base), loss_and_gradient(changed)
+    assert not torch.allclose(before[1], after[1]) or not torch.allclose(before[0], after[0])
+
+
+def test_each_row_has_the_published_settings() -> None:
+    assert dict(ALGORITHMS["sft"].defaults) == {"aggregation": "token_mean"}
+    grpo, dr, dapo, rloo = (ALGORITHMS[name] for name in ("grpo", "dr_grpo", "dapo", "rloo"))
+    assert (grpo.aggregation, grpo.kl, grpo.kl_coef) == ("sequence_mean_token_mean", ("k3", "loss"), 0.001)
+    assert (dr.aggregation, dr.kl[1]) == ("constant", None)
+    assert (dapo.aggregation, dapo.kl[1]) == ("token_mean", None)
+    assert (dapo.settings.clip_low, dapo.settings.clip_high) == (0.2, 0.28)
+    assert (rloo.aggregation, rloo.kl, rloo.kl_coef) == ("sequence_mean_token_sum", ("k1", "reward"), 0.03)
+
+
+def test_a_row_needs_only_the_logprobs_that_it_reads() -> None:
+    needs = {name: row_of(name).needs for name in ALGORITHMS}
+    both = frozenset({"old_logprobs", "ref_logprobs"})
+    old = frozenset({"old_logprobs"})
+    assert needs == {"sft": frozenset(), "grpo": both, "dr_grpo": old, "dapo": old, "rloo": both}
+    assert row_of("grpo", kl_coef=0.0).needs == old
+    assert row_of("rloo", kl_coef=0.0).needs == frozenset()
+
+
+def test_every_row_says_where_it_comes_from() -> None:
+    for name, row in ALGORITHMS.items():
+        assert row.name == row.settings.name == name
+        assert row.paper
+        assert "loss =" in row.formula
+
+
+def test_grpo_is_the_clipped_loss_plus_kl_coef_times_k3() -> None:
+    """Ratio 1.5 cut to 1.2, advantage 2, ref twice as likely: -2.4 + 0.5 * (2 - 1 - log 2)."""
+    current, old = tensor([[0.3]]).log(), tensor([[0.2]]).log()
+    ref = tensor([[0.6]]).log()
+    losses, metrics = token_losses(
+        resolve("grpo", kl_coef=0.5), logprobs=current, old_logprobs=old, ref_logprobs=ref, advantages=tensor([[2.0]])
+    )
+    torch.testing.assert_close(losses, tensor([[-2.4 + 0.5 * (1 - math.log(2))]]))
+    torch.testing.assert_close(metrics["ratio"], tensor([[1.5]]))
+    torch.testing.assert_close(metrics["kl"], tensor([[1 - math.log(2)]]))
+    # KL(old || policy) at this token: u = 1.5
+    torch.testing.assert_close(metrics["approx_kl"], tensor([[1.5 - 1 - math.log(1.5)]]))
+    assert metrics["clip_fraction"].item() == 1.0
+
+
+@pytest.mark.parametrize("old", ["given", "left out"])
+def test_on_the_first_update_the_ratio_is_one_and_nothing_is_cut(old: str) -> None:
+    """I10."""
+    torch.manual_seed(0)
+    current, advantages = torch.randn(2, 3).requires_grad_(), torch.randn(2, 3)
+    given = {"old_logprobs": current.detach().clone()} if old == "given" else {}
+    losses, metrics = token_losses(resolve("dapo"), logprobs=current, advantages=advantages, **given)
+    assert metrics["ratio"].eq(1).all()
+    assert metrics["approx_kl"].eq(0).all()
+    assert metrics["clip_fraction"].eq(0).all()
+    (gradient,) = torch.autograd.grad(losses.sum(), current)
+    torch.testing.assert_close(gradient, -advantages)
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
+def test_what_stands_at_a_masked_position_reaches_neither_loss_nor_gradient(name: str, junk: float) -> None:
+    """I6, I21: in any stream, the current log-probs included; the KL is masked like the rest."""
+    algorithm = row_of(name)
+    mask = tensor([[True, False, True]])
+    streams = {key: torch.full((1, 3), -0.5).masked_fill(~mask, junk) for key in ("old_logprobs", "ref_logprobs")}
+    streams["advantages"] = torch.ones(1, 3).masked_fill(~mask, junk)
+    current = torch.full((1, 3), -0.6).masked_fill(~mask, junk).requires_grad_()
+    losses, metrics = token_losses(algorithm, logprobs=current, mask=mask, **streams)
+    loss = aggregate(losses, mask, "token_mean", denominators(mask, "token_mean"))
+    loss.backward()
+    assert current.grad is not None
+    assert loss.isfinite()
+    assert current.grad[~mask].eq(0).all()
+    assert current.grad[mask].ne(0).all()
+    assert all(metric.isfinite().all() for metric in metrics.values())
+
+
+def test_kl_in_the_loss_has_a_gradient_and_its_metric_is_the_estimate() -> None:
+    """I20, I21: with advantage 0, what is left is kl_coef times the gradient of k3, (1 - u)."""
+    current, ref = tensor([[0.5]]).log().requires_grad_(), tensor([[0.25]]).log()
+    losses, metrics = token_losses(
+        resolve("grpo", kl_coef=0.1), logprobs=current, ref_logprobs=ref, advantages=torch.zeros(1, 1)
+    )
+    losses.sum().backward()
+    torch.testing.assert_close(current.grad, tensor([[0.1 * (1 - 0.5)]]))
+    torch.testing.assert_close(metrics["kl"], kl.k3(current, ref).detach())
+    assert not any(metric.requires_grad for metric in metrics.values())
+
+
+def test_kl_in_the_loss_without_a_reference_is_refused() -> None:
+    with pytest.raises(ValueError, match="ref_logprobs"):
+        token_losses(resolve("grpo"), logprobs=torch.zeros(1, 1), advantages=torch.zeros(1, 1))
+
+
+def test_the_constant_is_max_new_tokens_unless_it_is_given() -> None:
+    assert resolve("dr_grpo", max_new_tokens=64).settings.aggregation_constant == 64.0
+    assert resolve("dr_grpo", max_new_tokens=64, aggregation_constant=8.0).settings.aggregation_constant == 8.0
+    assert resolve("dapo", max_new_tokens=64).settings.aggregation_constant is None
+
+
+def test_an_override_of_none_keeps_the_rows_value() -> None:
+    assert resolve("dapo", clip_high=None) == ALGORITHMS["dapo"]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("gpro", {}, "did you mean grpo"),
+        ("grpo", {"clip_hihg": 0.3}, "did you mean clip_high"),
+        ("dr_grpo", {"std_epsilon": 0.1, "aggregation_constant": 8}, "no setting std_epsilon"),
+        ("dapo", {"aggregation_constant": 8}, "no setting aggregation_constant"),
+        ("grpo", {"kl_estimator": "k4"}, "no kl_estimator k4"),
+        ("grpo", {"aggregation": "mean"}, "no aggregation mean"),
+        ("grpo", {"kl_place": "both"}, "no kl_place both"),
+        ("grpo", {"kl_coef": -1.0}, "kl_coef must be 0 or more"),
+        ("grpo", {"kl_coef": math.nan}, "kl_coef must be 0 or more"),
+        ("grpo", {"clip_low": 1.5}, "clip_low must be"),
+        ("grpo", {"std_correction": 2}, "std_correction must be 0 or 1"),
+        ("dr_grpo", {}, "max_new_tokens"),
+        ("nowhere.at.all:loss", {}, "cannot import"),
+        ("math:no_such_name", {}, "cannot import"),
+        ("math:pi", {}, "not a function"),
+        ("melete.functional.aggregate:denominators", {}, "asks for mask"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(name: str, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        resolve(name, **overrides)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_loss_of_your_own_is_named_by_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def soft(logprobs: Tensor, advantages: Tensor, clip_high: float, power: float = 2.0) -> Tensor:
+        """loss = -A logprobs clip_high^power"""
+        return -advantages * logprobs * clip_high**power
+
+    module = types.ModuleType("someones_losses")
+    monkeypatch.setattr(module, "soft", soft, raising=False)
+    monkeypatch.setitem(sys.modules, "someones_losses", module)
+    algorithm = resolve("someones_losses:soft", clip_high=3.0)
+    losses, _ = token_losses(algorithm, logprobs=tensor([[-1.0]]), advantages=tensor([[2.0]]))
+    assert losses.item() == 2.0 * 9.0
+    assert algorithm.needs == frozenset()
+    assert algorithm.formula == inspect.getdoc(soft)
+    assert set(algorithm.defaults) >= {"clip_high", "kl_coef", "std_epsilon", "aggregation"}
+    assert "clip_low" not in algorithm.defaults
+
+
+def test_the_functions_of_the_table_can_be_called_with_plain_tensors() -> None:
+    row = ALGORITHMS["dapo"]
+    assert row.loss is policy.clipped
+    assert row.credit(tensor([1.0, 0.0]), tensor([0, 0]), tensor([True, True])).tolist()[0] > 0

@@ -1,0 +1,58 @@
+"""The flat loops run, learn, and stay flat."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+LOOPS = Path(__file__).parents[1] / "examples" / "flat_loops"
+every_loop = pytest.mark.parametrize("name", sorted(path.stem for path in LOOPS.glob("*.py")))
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"flat_{name}", LOOPS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_in_the_grpo_loop_the_reward_rises() -> None:
+    curve = load("grpo").train(25)
+    assert curve[0] < 0.2
+    assert sum(curve[-5:]) / 5 > 0.8
+
+
+def test_in_the_sft_loop_the_loss_falls() -> None:
+    curve = load("sft").train(40)
+    assert curve[-1] < curve[0] / 3
+
+
+def test_the_same_seed_gives_the_same_curve() -> None:
+    assert load("grpo").train(3, seed=7) == load("grpo").train(3, seed=7)
+
+
+@every_loop
+def test_a_flat_loop_is_short_and_imports_only_torch_and_functional(name: str) -> None:
+    text = (LOOPS / f"{name}.py").read_text()
+    assert len(text.splitlines()) < 200
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            imported.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+    assert all(module.startswith(("torch", "melete.functional", "argparse", "__future__")) for module in imported)
+
+
+@every_loop
+def test_the_examples_of_the_loops_are_true(name: str) -> None:
+    found = doctest.testmod(load(name))
+    assert found.attempted > 0
+    assert found.failed == 0
