@@ -5,6 +5,7 @@ With a terminal a view that redraws itself, without one plain lines; `NO_COLOR` 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ def sparkline(values: Sequence[float], width: int = _SPARK_WIDTH, *, low: float 
     """
     if len(values) > width:
         edges = [i * len(values) // width for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     scale = (high - low) or 1.0
     return "".join(_BARS[round(min(max((value - low) / scale, 0.0), 1.0) * (len(_BARS) - 1))] for value in values)
 
@@ -88,7 +89,9 @@ class View:
         self._messages: list[str] = []
         self._metrics: dict[str, Any] = {}
         self._sample: str | None = None
-        self._live = None if self._plain else Live(console=self._console, get_renderable=self._render, auto_refresh=False)
+        self._live: Live | None = None
+        if not self._plain:
+            self._live = Live(console=self._console, get_renderable=self._render, auto_refresh=False)
 
     def __enter__(self) -> View:
         if self._live:
@@ -142,8 +145,8 @@ class View:
         every = max(stage.total_steps // _NUM_PLAIN_LINES, 1)
         if step % every == 0 or step + 1 == stage.total_steps:
             total = f"/{stage.total_steps}" if stage.total_steps else ""
-            left = f"  {self._time_left(stage)}" if self._time_left(stage) else ""
-            self._console.print(Text(f"{stage.name} {step + 1}{total}  {_metrics_line(self._metrics)}{left}"), soft_wrap=True)
+            line = f"{stage.name} {step + 1}{total}  {_metrics_line(self._metrics)}  {self._time_left(stage)}"
+            self._console.print(Text(line.rstrip()), soft_wrap=True)
 
     def _time_left(self, stage: _Stage) -> str:
         if not (stage.num_done and stage.total_steps and stage.started is not None) or stage.finished:
@@ -164,14 +167,16 @@ class View:
     def _checklist(self) -> Table:
         table = Table.grid(padding=(0, 2))
         for stage in self._stages.values():
-            mark, style = ("✓", "green") if stage.finished else ("●", "cyan") if stage.started is not None else ("○", "dim")
-            progress = f"{stage.num_done}/{stage.total_steps}" if stage.started is not None and stage.total_steps else ""
+            begun = stage.started is not None
+            mark, style = ("✓", "green") if stage.finished else ("●", "cyan") if begun else ("○", "dim")
+            progress = f"{stage.num_done}/{stage.total_steps}" if begun and stage.total_steps else ""
             note = stage.finished or self._time_left(stage)
             table.add_row(Text(mark, style), Text(stage.name, style), Text(progress), Text(visible(note)))
             for label, values in (("reward", stage.rewards), ("pass@1", stage.passes)):
                 if values:
                     top = max(*values, 1.0) if label == "reward" else 1.0
-                    table.add_row("", Text(label, "dim"), Text(f"{values[-1]:.2f}"), Text(sparkline(values, high=top), "cyan"))
+                    spark = Text(sparkline(values, high=top), "cyan")
+                    table.add_row("", Text(label, "dim"), Text(f"{values[-1]:.2f}"), spark)
         return table
 
 

@@ -80,7 +80,9 @@ def test_a_rising_line_rises() -> None:
     assert line == "".join(sorted(line)) and line[0] == "▁" and line[-1] == "█"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(-3, "0 s"), (59.6, "1 min 00 s"), (3599.7, "1 h 00 min"), (59.4, "59 s")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-3, "0 s"), (59.6, "1 min 00 s"), (3599.7, "1 h 00 min"), (59.4, "59 s")]
+)
 def test_durations_carry_over(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 

@@ -77,7 +77,8 @@ class EvaluationResult:
         row: dict[str, Any] = {}
         for name, table in (("pass", self.pass_at), ("maj", self.majority_at)):
             for k, interval in table.items():
-                row |= {f"{name}@{k}": interval.mean, f"{name}@{k}/low": interval.low, f"{name}@{k}/high": interval.high}
+                key = f"{name}@{k}"
+                row |= {key: interval.mean, f"{key}/low": interval.low, f"{key}/high": interval.high}
         return row | self._scalars()
 
     def summary(self) -> dict[str, Any]:
@@ -196,8 +197,9 @@ def _majority(result: ProblemResult, k: int, rng: np.random.Generator) -> float:
 
 
 def _accuracy(samples: Sequence[Sample], *, with_thought: bool) -> float | None:
-    judged = [s.judgement for s in samples if s.judgement.correct is not None and s.judgement.has_thought == with_thought]
-    return _rate([bool(judgement.correct) for judgement in judged]) if judged else None
+    alike = [sample.judgement for sample in samples if sample.judgement.has_thought == with_thought]
+    outcomes = [judgement.correct for judgement in alike if judgement.correct is not None]
+    return _rate(outcomes) if outcomes else None
 
 
 def _rate(flags: Sequence[bool]) -> float:

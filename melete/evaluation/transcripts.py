@@ -31,8 +31,13 @@ def choose_transcripts(before: EvaluationResult, after: EvaluationResult) -> lis
 
 def _kind(before: ProblemResult, after: ProblemResult) -> str:
     outcome = before.samples[0].judgement.correct, after.samples[0].judgement.correct
-    kinds = {(False, True): "learnt", (False, False): "still wrong", (True, False): "lost"}
-    return kinds.get(outcome, "right both times" if outcome == (True, True) else "not judged")
+    kinds: dict[tuple[bool | None, bool | None], str] = {
+        (False, True): "learnt",
+        (False, False): "still wrong",
+        (True, False): "lost",
+        (True, True): "right both times",
+    }
+    return kinds.get(outcome, "not judged")
 
 
 def _entry(kind: str, before: ProblemResult, after: ProblemResult) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The report of a run: a pure function of its files. Same files, same bytes.
 
-    melete report runs/r1-zero-tiny        # writes report.html and report.md there
+melete report runs/r1-zero-tiny        # writes report.html and report.md there
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def _environment(*, html: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number, "duration": duration, "fence": _fence, "inline": _inline, "legend": _legend}
+    environment.filters |= {"number": number, "duration": duration, "legend": _legend}
+    environment.filters |= {"fence": _fence, "inline": _inline}
     environment.globals["draw"] = draw
     return environment
 

@@ -57,7 +57,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers from just below `low` to just above `high`, about `count` steps apart.
 
     >>> nice_ticks(0.13, 0.94)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     span = (high - low) or abs(high) or 1.0
     raw = span / count

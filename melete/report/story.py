@@ -45,7 +45,12 @@ TABLE = (
     ("reflection_share", "attempts with at least one such word", "share"),
     ("reflection_long_per_1k", "phrases of the longer list per 1,000 tokens", "number"),
 )
-CARDS = (("Right answers", "pass@1"), ("By majority of 16", "maj@16"), ("Thinks first", "share_thinking"), ("Tokens", "length_mean"))
+CARDS = (
+    ("Right answers", "pass@1"),
+    ("By majority of 16", "maj@16"),
+    ("Thinks first", "share_thinking"),
+    ("Tokens", "length_mean"),
+)
 
 
 def cards(evaluations: Sequence[Row]) -> list[Card]:
@@ -98,25 +103,29 @@ def what_was_trained(files: RunFiles, stage: str) -> str:
     task = (s.get("task") or {}).get("name", "the task")
     parts = ", ".join(f"{name} × {number(weight)}" for name, weight in sorted((s.get("rewards") or {}).items()))
     return (
-        f"The model “{s.get('model')}” was trained for {s.get('num_steps')} steps with the algorithm “{s.get('algorithm')}”. In each step"
-        f" it wrote {s.get('group_size')} attempts at each of {s.get('prompts_per_step')} problems of the task “{task}”."
-        f" A program, not a person, marked every attempt ({parts}). Attempts that earned more than the others at the same"
-        " problem became more likely, the rest less likely. Nobody showed the model a solution during this training."
+        f"The model “{s.get('model')}” was trained for {s.get('num_steps')} steps with the algorithm"
+        f" “{s.get('algorithm')}”. In each step it wrote {s.get('group_size')} attempts at each of"
+        f" {s.get('prompts_per_step')} problems of the task “{task}”. A program, not a person, marked every attempt"
+        f" ({parts}). Attempts that earned more than the others at the same problem became more likely, the rest less"
+        " likely. Nobody showed the model a solution during this training."
     )
 
 
 def what_the_base_could_do(base: Row) -> list[str]:
     """Sentences about the first evaluation."""
-    found = [f"Before training, {cell(base, 'pass@1', with_interval=True)} of its attempts at problems it had never seen were right."]
+    right = cell(base, "pass@1", with_interval=True)
+    found = [f"Before training, {right} of its attempts at held-out problems were right."]
     if base.get("share_thinking") is not None:
         line = f"It wrote a thought before the answer in {cell(base, 'share_thinking')} of attempts"
         if base.get("accuracy_with_thought") is not None and base.get("accuracy_without_thought") is not None:
-            line += f"; with a thought {cell(base, 'accuracy_with_thought')} were right, without {cell(base, 'accuracy_without_thought')}"
+            line += f"; with a thought {cell(base, 'accuracy_with_thought')} were right"
+            line += f", without {cell(base, 'accuracy_without_thought')}"
         found.append(line + ".")
     if base.get("maj@16") is not None and base.get("pass@16") is not None:
         found.append(
-            f"Asked 16 times, it found a right answer at least once for {cell(base, 'pass@16')} of the problems, and its"
-            f" most frequent answer was right for {cell(base, 'maj@16')}: some of the ability was there, but not used reliably."
+            f"Asked 16 times, it found a right answer at least once for {cell(base, 'pass@16')} of the problems, and"
+            f" its most frequent answer was right for {cell(base, 'maj@16')}. What it can do now and then is what"
+            " reinforcement learning has to build on."
         )
     return found
 

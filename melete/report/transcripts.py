@@ -13,7 +13,7 @@ _WORD = re.compile(rf"(?<!\w)({'|'.join(R1_WORDS)})(?!\w)", re.IGNORECASE)
 
 
 class Segment(NamedTuple):
-    """A piece of a completion: `kind` is "thought", "answer" or "text"; `pieces` are (text, is a word of reflection)."""
+    """A piece of a completion, a "thought", an "answer" or other "text", in `pieces`: (text, is a word of reflection)."""
 
     kind: str
     pieces: Sequence[tuple[str, bool]]
@@ -40,7 +40,7 @@ def segments(text: str) -> list[Segment]:
 
 
 def one_group(rollouts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The group that shows how a step teaches: the first with unlike rewards at or after the middle of what was logged."""
+    """The group that shows how a step teaches: the first with unlike rewards from the middle of the log on."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rollouts:
         groups.setdefault((row["stage"], row["step"], row["problem_id"]), []).append(row)

@@ -58,7 +58,7 @@ def latest_checkpoint(directory: Path, warn: Callable[[str], None] = warnings.wa
             return _load(path)
         except RunError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a damaged file provokes, the one before may be whole
+        except Exception as error:  # whatever a damaged file provokes, the one before may be whole
             warn(f"checkpoint {path} is damaged ({error}); the one before it is used")
     return None
 

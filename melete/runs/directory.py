@@ -1,9 +1,9 @@
 """The directory of a run: every file that the run writes, and the lock that keeps a second process out.
 
-    recipe.json     the resolved recipe            metrics.jsonl   deterministic numbers, one row per step
-    summary.json    what the report is made of     timings.jsonl   seconds, which differ from run to run
-    checkpoints/    to continue from               rollouts.jsonl  sampled completions with their reward parts
-    models/         trained models, Hugging Face format
+recipe.json     the resolved recipe            metrics.jsonl   deterministic numbers, one row per step
+summary.json    what the report is made of     timings.jsonl   seconds, which differ from run to run
+checkpoints/    to continue from               rollouts.jsonl  sampled completions with their reward parts
+models/         trained models, Hugging Face format
 """
 
 from __future__ import annotations

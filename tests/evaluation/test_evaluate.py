@@ -53,7 +53,9 @@ def _judge(rollout: Rollout) -> Judgement:
     return judge(rollout, {"accuracy": _accuracy}, {"accuracy": 1.0})
 
 
-def _evaluate(tokenizer: PreTrainedTokenizerFast, script: Callable[[int, int], str], **changes: object) -> EvaluationResult:
+def _evaluate(
+    tokenizer: PreTrainedTokenizerFast, script: Callable[[int, int], str], **changes: object
+) -> EvaluationResult:
     settings = {"num_samples": 4, "settings": SETTINGS, "grade": _judge, "key_parts": (0, "rl")} | changes
     return evaluate(ScriptedSampler(tokenizer, script), tokenizer, PROBLEMS, **settings)  # type: ignore[arg-type]
 
@@ -111,7 +113,9 @@ def test_the_keys_are_distinct_and_the_same_for_every_policy(tokenizer: PreTrain
 
 
 def test_the_rows_are_json_and_the_same_twice(tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = [json.dumps([e.row(), e.summary(), e.table()]) for e in (_evaluate(tokenizer, _half_right) for _ in range(2))]
+    rows = [
+        json.dumps([e.row(), e.summary(), e.table()]) for e in (_evaluate(tokenizer, _half_right) for _ in range(2))
+    ]
     assert rows[0] == rows[1]
     row, summary, _ = json.loads(rows[0])
     assert row["pass@1/low"] <= row["pass@1"] <= row["pass@1/high"]

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from fabricate import HOSTILE, write_run
 
 from melete.errors import RunError
 from melete.report import build_report
 from melete.report.story import reflection_verdict, standard_errors
 from melete.report.transcripts import one_group, segments
-from tests.report.fabricate import HOSTILE, write_run
 
 
 class Page(HTMLParser):
@@ -62,8 +62,8 @@ def test_the_same_files_give_the_same_bytes_wherever_they_lie(run: Path, tmp_pat
 
 def test_the_same_files_give_the_same_bytes_in_another_process(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "r")
-    code = f"from melete.report import build_report; build_report({str(tmp_path / 'r')!r}); import sys; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = "import sys; from melete.report import build_report as b; b(sys.argv[1]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r")], capture_output=True, text=True, check=True)
     assert (tmp_path / "r" / "report.html").read_bytes() == (run / "report.html").read_bytes()
     assert done.stdout.strip() == "False", "a report needs no torch"
 
@@ -100,7 +100,8 @@ def test_the_story_is_told_from_base_to_final(page: Page) -> None:
     text = " ".join(page.text.split())
     for told in (
         "trained for 120 steps", "8 attempts at each of 16 problems", "What the base could do", "86 %", "The control",
-        "which may be chance", "fell while accuracy rose", "Asking several times and voting", "melete run r1-zero-tiny --set seed=0",
+        "which may be chance", "fell while accuracy rose", "Asking several times and voting",
+        "melete run r1-zero-tiny --set seed=0",
         "right in 15 of 16 attempts", "2.13.0", "x86_64, 2 cores", "4 min 11 s", "How one step teaches",
     ):  # fmt: skip
         assert told in text.replace("\N{NO-BREAK SPACE}", " "), told
@@ -124,7 +125,9 @@ def test_a_run_that_has_not_finished_has_a_report_too(tmp_path: Path) -> None:
     assert "has not finished" in text and "<svg" in text
 
 
-@pytest.mark.parametrize("rows", ["", '{"stage": "rl", "step": 0, "reward": 0.5}\n', '{"stage": "rl", "step": 0, "reward": null}\n'])
+@pytest.mark.parametrize(
+    "rows", ["", '{"stage": "rl", "step": 0, "reward": 0.5}\n', '{"stage": "rl", "step": 0, "reward": null}\n']
+)
 def test_a_run_with_hardly_a_row_has_a_report_too(tmp_path: Path, rows: str) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps({"name": "bare", "stage": []}))
     (tmp_path / "metrics.jsonl").write_text(rows)
@@ -186,7 +189,9 @@ def test_standard_errors_come_back_from_the_intervals() -> None:
     assert standard_errors(base, final) == pytest.approx(0.15 / 0.05)
 
 
-@pytest.mark.parametrize(("after", "said"), [(9.0, "more frequent"), (3.0, "about the same"), (1.0, "fell while accuracy rose")])
+@pytest.mark.parametrize(
+    ("after", "said"), [(9.0, "more frequent"), (3.0, "about the same"), (1.0, "fell while accuracy rose")]
+)
 def test_reflection_is_reported_as_it_came_out(after: float, said: str) -> None:
     verdict = reflection_verdict({"reflection_per_1k": 3.0, "pass@1": 0.4}, {"reflection_per_1k": after, "pass@1": 0.8})
     assert said in verdict and "3 of these words" in verdict

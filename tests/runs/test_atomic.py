@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from melete.errors import RunError
-from melete.runs.atomic import json_text, new_directory, remove_unfinished, write_atomically
+from melete.runs.atomic import json_text, new_directory, remove_unfinished, write_atomically, writing
 
 KIB = 1024
 
@@ -38,16 +38,22 @@ def test_a_full_disk_leaves_the_old_file_and_no_trace(tmp_path: Path, largest_fi
 
 
 def test_a_device_without_space_is_reported_as_full() -> None:
-    from melete.runs.atomic import writing
-
-    with pytest.raises(RunError, match="full"), writing(Path("/dev/full")), open("/dev/full", "wb", buffering=0) as full:
+    with (
+        pytest.raises(RunError, match="full"),
+        writing(Path("/dev/full")),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
         full.write(b"x")
 
 
 def test_a_directory_appears_complete_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), new_directory(tmp_path / "model") as unfinished:
-        (unfinished / "weights").write_text("half")
-        raise KeyError
+    def interrupted() -> None:
+        with new_directory(tmp_path / "model") as unfinished:
+            (unfinished / "weights").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
     with new_directory(tmp_path / "model") as unfinished:
         (unfinished / "weights").write_text("all")

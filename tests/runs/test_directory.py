@@ -25,6 +25,11 @@ def _rows(path: Path) -> list[dict[str, object]]:
     return list(read_rows(path / "metrics.jsonl"))
 
 
+def _log_many(run: RunDirectory) -> None:
+    for step in range(1000):
+        run.log_metrics({"stage": "rl", "step": step, "text": "x" * 300})
+
+
 def test_a_run_is_made_and_opened_again_by_the_same_recipe(tmp_path: Path) -> None:
     for step in range(2):
         with RunDirectory.create_or_open(tmp_path / "deep" / "run", RECIPE) as run:
@@ -82,8 +87,7 @@ def test_a_full_disk_leaves_only_whole_rows(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
         try:
             with pytest.raises(RunError, match="full"):
-                for step in range(1000):
-                    run.log_metrics({"stage": "rl", "step": step, "text": "x" * 300})
+                _log_many(run)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         content = (tmp_path / "metrics.jsonl").read_text()

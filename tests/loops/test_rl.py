@@ -1,0 +1,145 @@
+"""The loop of reinforcement learning, whole, on a tiny random model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from melete.algorithms import ALGORITHMS, resolve
+from melete.learning.local import LocalLearner, OptimizerSettings
+from melete.loops import rl
+from melete.models.tiny import tiny_model, train_tokenizer
+from melete.rewards import RewardContext, make_rewards
+from melete.sampling.native import NativeSampler
+from melete.tasks import make_task
+from melete.text.chat import decode_completion, prompt_tokens
+from melete.types import Problem, SamplingSettings
+
+sys.path.insert(0, str(Path(__file__).parent))  # where a user's own rewards would lie
+
+EVEN = "tiny_rewards:even_tokens"
+TASK = make_task("arithmetic_chain", {})
+TOKENIZER = train_tokenizer(["What is 3+5?", "Compute 9-4.", "<think>3+5=8</think><answer>8</answer>"] * 20, 380)
+PROMPTS, GROUP = 4, 8
+RL_ALGORITHMS = sorted(set(ALGORITHMS) - {"sft"})
+
+
+def problems(step: int) -> list[Problem]:
+    return [TASK.problem("train", step * PROMPTS + offset) for offset in range(PROMPTS)]
+
+
+def trained(
+    weights: dict[str, float], *, num_steps: int = 16, lr: float = 1e-2, algorithm: str = "grpo", seed: int = 0
+) -> tuple[list[rl.Step], LocalLearner]:
+    torch.manual_seed(seed)
+    model = tiny_model(TOKENIZER, hidden_size=32, num_layers=2).eval()
+    learner = LocalLearner(model, optimizer=OptimizerSettings(lr=lr, num_steps=num_steps))
+    steps: list[rl.Step] = []
+    rl.train(
+        start=0,
+        stop=num_steps,
+        settings=rl.RLSettings(GROUP, SamplingSettings(8), (seed, "rl")),
+        problems=problems,
+        sampler=NativeSampler(model, TOKENIZER),
+        learner=learner,
+        tokenizer=TOKENIZER,
+        rewards=make_rewards(weights, RewardContext(TASK.grade, seed)),
+        reward_weights=weights,
+        algorithm=resolve(algorithm, max_new_tokens=8),
+        on_step=steps.append,
+    )
+    return steps, learner
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def share_of_even_tokens(steps: Sequence[rl.Step]) -> float:
+    tokens = [t for step in steps for group in step.groups for r in group.rollouts for t in r.completion.tokens]
+    return mean([float(token % 2 == 0) for token in tokens])
+
+
+@pytest.mark.parametrize("algorithm", RL_ALGORITHMS)
+def test_what_is_rewarded_becomes_more_frequent(algorithm: str) -> None:
+    steps, _ = trained({EVEN: 1.0}, algorithm=algorithm, num_steps=16)
+    first, last = share_of_even_tokens(steps[:3]), share_of_even_tokens(steps[-3:])
+    assert last > first + 0.2
+    rewards = [step.metrics["reward"] for step in steps]
+    assert mean(rewards[-3:]) > mean(rewards[:3]) + 0.2
+
+
+def test_random_rewards_teach_nothing() -> None:
+    steps, _ = trained({"random": 1.0})
+    assert abs(share_of_even_tokens(steps[-3:]) - share_of_even_tokens(steps[:3])) < 0.12
+    assert mean([step.metrics["reward"] for step in steps]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_without_a_learning_rate_nothing_moves_and_the_sampler_agrees_with_the_learner() -> None:
+    """I39, I33: parameters stay bit for bit, and the mismatch stays flat."""
+    torch.manual_seed(0)
+    before = tiny_model(TOKENIZER, hidden_size=32, num_layers=2).state_dict()
+    steps, learner = trained({EVEN: 1.0}, num_steps=3, lr=0.0)
+    assert all(torch.equal(before[name], weight) for name, weight in learner.weights().items())
+    assert all(step.metrics["sampler_mismatch"] < 1e-5 for step in steps)
+
+
+def test_the_first_update_of_fresh_rollouts_is_on_policy() -> None:
+    """I10: ratio 1, nothing clipped, no divergence, at every step of a run with one update per step."""
+    steps, _ = trained({EVEN: 1.0}, num_steps=4)
+    for step in steps:
+        assert step.metrics["ratio_max"] == pytest.approx(1.0, abs=1e-6)
+        assert step.metrics["clip_fraction"] == 0.0
+        assert step.metrics["approx_kl"] == pytest.approx(0.0, abs=1e-9)
+        assert step.metrics["sampler_mismatch"] < 1e-5
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
+    runs = [trained({EVEN: 1.0}, num_steps=3, seed=seed) for seed in (0, 0, 1)]
+    metrics = [[dict(step.metrics) for step in steps] for steps, _ in runs]
+    weights = [learner.weights() for _, learner in runs]
+    assert metrics[0] == metrics[1] != metrics[2]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_every_group_is_one_problem_written_by_the_weights_of_its_step_from_its_own_prompt() -> None:
+    """I38, I40: the version rises with each push, no sample is lost, and a group never mixes prompts."""
+    steps, _ = trained({EVEN: 1.0}, num_steps=3)
+    for number, step in enumerate(steps):
+        assert step.number == number
+        assert [group.problem for group in step.groups] == problems(number)
+        for group in step.groups:
+            assert [rollout.sibling for rollout in group.rollouts] == list(range(GROUP))
+            for rollout in group.rollouts:
+                assert rollout.problem == group.problem
+                assert rollout.prompt_tokens == prompt_tokens(TOKENIZER, group.problem.messages)
+                assert rollout.completion.policy_version == number
+                assert rollout.text == decode_completion(TOKENIZER, rollout.completion.tokens)
+
+
+def test_metrics_are_means_of_what_was_sampled_and_timings_are_apart() -> None:
+    (step, *_), _ = trained({EVEN: 2.0, "format": 0.5}, num_steps=1)
+    rollouts = [rollout for group in step.groups for rollout in group.rollouts]
+    rewards = [reward for group in step.groups for reward in group.rewards]
+    assert step.metrics["num_completion_tokens"] == sum(len(rollout.completion.tokens) for rollout in rollouts)
+    assert step.metrics["reward"] == pytest.approx(mean([reward.total or 0.0 for reward in rewards]))
+    parts = step.metrics[f"reward/{EVEN}"], step.metrics["reward/format"]
+    assert step.metrics["reward"] == pytest.approx(2 * parts[0] + 0.5 * parts[1])
+    truncated = mean([float(rollout.completion.finish_reason == "length") for rollout in rollouts])
+    assert step.metrics["truncated_share"] == truncated
+    assert set(step.timings) == {"sample_seconds", "grade_seconds", "update_seconds"}
+    assert not set(step.timings) & set(step.metrics)
+
+
+def test_a_step_on_which_every_grader_fails_is_counted_and_changes_nothing() -> None:
+    """I5: a batch without signal leaves the weights as they were."""
+    torch.manual_seed(0)
+    before = tiny_model(TOKENIZER, hidden_size=32, num_layers=2).state_dict()
+    steps, learner = trained({"math:sqrt": 1.0}, num_steps=1)  # the root of a rollout is a TypeError
+    assert steps[0].metrics["grader_failures"] == PROMPTS * GROUP
+    assert steps[0].update.num_rows == 0
+    assert all(torch.equal(before[name], weight) for name, weight in learner.weights().items())

@@ -1,0 +1,233 @@
+"""Verifiable rewards: what scores, what does not, and failures that stay data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melete.algorithms import resolve
+from melete.batch import Annotations, Batch
+from melete.credit import credit
+from melete.errors import RecipeError
+from melete.rewards import REWARDS, RewardContext, make_rewards
+from melete.rewards.grade import grade_groups, grade_rollout
+from melete.tasks import make_task
+from melete.text.answers import parse_completion
+from melete.types import Completion, FinishReason, Message, Problem, Rollout
+
+TASK = make_task("arithmetic_chain", {})
+PROBLEM = Problem("p", "arithmetic_chain", (Message("user", "9+4-7=?"),), "6", {"expression": "9+4-7"})
+CONTEXT = RewardContext(TASK.grade, seed=0)
+
+
+def rollout(
+    text: str, *, finish: FinishReason = "stop", sibling: int = 0, problem: Problem = PROBLEM, version: int = 0
+) -> Rollout:
+    return Rollout(problem, sibling, (1, 2), Completion((5, 6), (-1.0, -1.0), finish, version), text)
+
+
+def score(name: str, text: str, finish: FinishReason = "stop", *, thought_opened: bool = False) -> float:
+    context = replace(CONTEXT, thought_opened=thought_opened)
+    return make_rewards([name], context)[name](rollout(text, finish=finish))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<answer>6</answer>", 1.0),
+        ("<think>9+4=13\n13-7=6</think>\n<answer> 6. </answer>", 1.0),
+        ("The answer is <answer>6</answer>.", 1.0),
+        ("<answer>7</answer>", 0.0),
+        ("6", 0.0),
+        ("The answer is 6.", 0.0),
+        ("", 0.0),
+        ("<answer>6", 0.0),
+        ("<answer></answer>", 0.0),
+        ("<answer>6</answer><answer>6</answer>", 0.0),
+        ("<answer>6</answer><answer>7</answer>", 0.0),
+        ("<answer>6 or 7</answer>", 0.0),
+        ("<think><answer>6</answer>", 0.0),
+        ("<think><answer>6</answer></think>", 0.0),
+        ("<think><answer>6</answer></think><answer>7</answer>", 0.0),
+        ("<answer><answer>6</answer></answer>", 0.0),
+    ],
+)
+def test_accuracy_is_the_grade_of_the_one_answer_after_the_thought(text: str, expected: float) -> None:
+    assert score("accuracy", text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "optional", "required"),
+    [
+        ("<answer>7</answer>", 1.0, 0.0),
+        ("  <answer>7</answer>\n", 1.0, 0.0),
+        ("<think>a</think><answer>7</answer>", 1.0, 1.0),
+        ("<think>\na\n</think>\n<answer>7</answer>", 1.0, 1.0),
+        ("", 0.0, 0.0),
+        ("7", 0.0, 0.0),
+        ("so <answer>7</answer>", 0.0, 0.0),
+        ("<answer>7</answer> done", 0.0, 0.0),
+        ("<think>a</think> so <answer>7</answer>", 0.0, 0.0),
+        ("<think>a</think>", 0.0, 0.0),
+        ("<think>a<answer>7</answer>", 0.0, 0.0),
+        ("a</think><answer>7</answer>", 0.0, 0.0),
+        ("<answer>7</answer><think>a</think>", 0.0, 0.0),
+        ("<think>a</think><think>b</think><answer>7</answer>", 0.0, 0.0),
+        ("<think>a<think>b</think></think><answer>7</answer>", 0.0, 0.0),
+        ("<answer>7</answer><answer>7</answer>", 0.0, 0.0),
+    ],
+)
+def test_format_wants_tags_in_order_and_nothing_else(text: str, optional: float, required: float) -> None:
+    assert score("format", text) == optional
+    assert score("format_with_thought", text) == required
+
+
+@pytest.mark.parametrize("name", ["format", "format_with_thought"])
+def test_a_truncated_completion_is_not_well_formed(name: str) -> None:
+    text = "<think>a</think><answer>7</answer>"
+    assert score(name, text, "stop") == 1.0
+    assert score(name, text, "length") == 0.0
+
+
+def test_a_thought_that_the_template_opened_is_a_thought() -> None:
+    for name in ("format", "format_with_thought", "accuracy"):
+        assert score(name, "9+4=13</think><answer>6</answer>", thought_opened=True) == 1.0
+        assert score(name, "<think>9+4=13</think><answer>6</answer>", thought_opened=True) == float(name == "accuracy")
+    assert score("format", "<answer>6</answer>", thought_opened=True) == 0.0
+
+
+PIECES = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "6", "7", " "])
+
+
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_what_is_well_formed_has_one_answer_and_what_scores_has_an_answer_outside_the_thought(text: str) -> None:
+    parsed = parse_completion(text)
+    if parsed.well_formed:
+        assert text.count("<answer>") == text.count("</answer>") == 1 and text.count("<think>") <= 1
+        assert parsed.answer is not None and text.rstrip().endswith("</answer>")
+    if score("accuracy", text):
+        assert parsed.answer == "6" and "<answer>" in text.rpartition("</think>")[2]
+
+
+def test_the_random_reward_is_a_fair_coin_that_never_reads_the_text() -> None:
+    coin = make_rewards(["random"], CONTEXT)["random"]
+    problems = [TASK.problem("train", index) for index in range(500)]
+    tosses = [coin(rollout("x", sibling=s, problem=p, version=3)) for p in problems for s in range(8)]
+    assert set(tosses) == {0.0, 1.0}
+    assert sum(tosses) / len(tosses) == pytest.approx(0.5, abs=0.03)
+    right = [coin(rollout("<answer>6</answer>", sibling=s, problem=p, version=3)) for p in problems for s in range(8)]
+    assert right == tosses
+    later = [coin(rollout("x", sibling=s, problem=p, version=4)) for p in problems for s in range(8)]
+    other = make_rewards(["random"], replace(CONTEXT, seed=1))["random"]
+    elsewhere = [other(rollout("x", sibling=s, problem=p, version=3)) for p in problems for s in range(8)]
+    for another in (later, elsewhere):
+        assert sum(a == b for a, b in zip(tosses, another, strict=True)) / len(tosses) == pytest.approx(0.5, abs=0.03)
+
+
+def fails(_rollout: Rollout) -> float:
+    raise TimeoutError("the verifier took too long")
+
+
+def not_a_number(_rollout: Rollout) -> float:
+    return math.nan
+
+
+def endless(_rollout: Rollout) -> float:
+    return math.inf
+
+
+def no_number(_rollout: Rollout) -> float:
+    return "much"  # type: ignore[return-value]
+
+
+def long_answer(found: Rollout) -> float:
+    return float(len(found.text))
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (fails, "TimeoutError: the verifier took too long"),
+        (not_a_number, "not finite (nan)"),
+        (endless, "not finite (inf)"),
+        (no_number, "ValueError"),
+    ],
+)
+def test_a_grader_that_fails_gives_no_reward_and_a_reason_and_the_other_parts_stay(function, reason: str) -> None:
+    reward = grade_rollout(rollout("ab"), {"broken": function, "long": long_answer}, {"broken": 1.0, "long": 2.0})
+    assert reward.total is None
+    assert dict(reward.parts) == {"broken": None, "long": 2.0}
+    assert reward.reason.startswith("broken: ") and reason in reward.reason
+
+
+def test_a_reward_is_the_weighted_sum_of_its_parts() -> None:
+    functions = make_rewards(["accuracy", "format"], CONTEXT)
+    reward = grade_rollout(rollout("so <answer>6</answer>"), functions, {"accuracy": 2.0, "format": 0.5})
+    assert reward.total == 2.0 and reward.parts == {"accuracy": 1.0, "format": 0.0} and not reward.reason
+
+
+def test_parts_and_weights_must_be_the_same() -> None:
+    for weights in ({}, {"accuracy": 1.0, "format": 1.0}):
+        with pytest.raises(ValueError, match="differ"):
+            grade_groups([[rollout("")]], make_rewards(["accuracy"], CONTEXT), weights)
+
+
+def test_a_failed_grade_leaves_the_statistics_of_its_group() -> None:
+    """I25, I28: the advantages of the others are those of a group without the failed rollout."""
+
+    def fails_on_the_third(found: Rollout) -> float:
+        return fails(found) if found.sibling == 2 else float(found.sibling)
+
+    def advantages(siblings: list[int]) -> dict[int, float]:
+        rows = [[rollout("x", sibling=sibling) for sibling in siblings]]
+        groups = grade_groups(rows, {"r": fails_on_the_third}, {"r": 1.0})
+        batch = Batch.from_groups(groups, pad_token_id=0)
+        update = credit(batch, Annotations({}), resolve("grpo", kl_coef=0.0))
+        known = [sibling for sibling in siblings if sibling != 2]
+        assert update.num_rows == len(known)
+        return dict(zip(known, update.advantages[:, -1].tolist(), strict=True))
+
+    assert advantages([0, 1, 2, 3]) == pytest.approx(advantages([0, 1, 3]))
+
+
+def test_a_reward_of_ones_own_is_named_by_its_import_path() -> None:
+    path = f"{__name__}:long_answer"
+    functions = make_rewards(["accuracy", path], CONTEXT)
+    assert list(functions) == ["accuracy", path]
+    assert functions[path](rollout("abc")) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("acuracy", "did you mean accuracy"),
+        ("nothing", "known are accuracy"),
+        ("", "known are accuracy"),
+        ("no_such_module:reward", "no_such_module"),
+        ("math:no_such_function", "no_such_function"),
+        ("math", "package.module:function"),
+        ("math:pi", "not a function"),
+        (":sin", "package.module:function"),
+    ],
+)
+def test_an_unknown_reward_is_refused_and_what_is_known_is_named(name: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        make_rewards([name], CONTEXT)
+    assert hint in str(refusal.value)
+
+
+def test_a_module_that_breaks_while_it_is_imported_is_a_refusal(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_rewards.py").write_text("raise RuntimeError('no such luck')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RecipeError, match="no such luck"):
+        make_rewards(["broken_rewards:reward"], CONTEXT)
+
+
+def test_every_reward_of_the_table_is_between_zero_and_one_for_any_text() -> None:
+    for name in REWARDS:
+        for text in ("", "<answer>6</answer>", "<think></think><answer>6</answer>", "\x00", "<answer>" * 1000):
+            assert 0.0 <= score(name, text) <= 1.0
