@@ -6,7 +6,7 @@ import json
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -29,9 +29,11 @@ LIBRARIES = ("melete", "torch", "transformers", "tokenizers", "safetensors", "nu
 def run_recipe(recipe: Recipe, run_dir: Path, *, view: View, command: str) -> Path:
     """Runs what is left to run and returns the run's directory.
 
-    Raises `Interrupted` after a Ctrl-C or SIGTERM, when everything needed to continue is saved, and `RunError` when the
-    directory belongs to another recipe or process, or cannot be written.
+    Raises `ModelError` for a model that is not there, before anything is written; `RunError` when the directory belongs
+    to another recipe or process, or cannot be written; and `Interrupted` after a Ctrl-C or SIGTERM, when everything
+    needed to continue is saved.
     """
+    _refuse_missing_models(recipe)
     with RunDirectory.create_or_open(run_dir, recipe.as_dict()) as run, _stop_request() as should_stop:
         started = time.time()
         context = StageContext(run, recipe.seed, view, should_stop, _model_path(run, recipe))
@@ -41,6 +43,15 @@ def run_recipe(recipe: Recipe, run_dir: Path, *, view: View, command: str) -> Pa
             run.write_summary(_summary(recipe, run, command, started, entries))
         build_report(run.path)
         return run.path
+
+
+def _refuse_missing_models(recipe: Recipe) -> None:
+    earlier: set[str] = set()
+    for stage in recipe.stages:
+        source = stage.reads()
+        if source is not None and source not in earlier:
+            resolve_model(source)
+        earlier.add(stage.name)
 
 
 def _stage_file(run: RunDirectory, stage: Any) -> Path:
@@ -59,7 +70,7 @@ def _finished_or_run(stage: Any, context: StageContext) -> dict[str, Any]:
     return entry
 
 
-def what_was_learnt(entries: list[Mapping[str, Any]]) -> str:
+def what_was_learnt(entries: Sequence[Mapping[str, Any]]) -> str:
     """One line: held-out pass@1, share of thinking and length, before and after."""
     evaluations = [evaluation for entry in entries for evaluation in entry.get("evaluations", ())]
     if len(evaluations) < 2:
@@ -78,6 +89,13 @@ def _model_path(run: RunDirectory, recipe: Recipe) -> Callable[[str], Path]:
     return lambda name: run.models / name if name in names else resolve_model(name)
 
 
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        return "not installed"
+
+
 def _summary(
     recipe: Recipe, run: RunDirectory, command: str, started: float, entries: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -88,7 +106,7 @@ def _summary(
         "description": recipe.description,
         "command": command,
         "seed": recipe.seed,
-        "versions": {name: metadata.version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads()},
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started)),
         "seconds": sum(entry["seconds"] for entry in entries),

@@ -25,7 +25,7 @@ POOL_SIZE = 2048
 
 @dataclass(frozen=True, slots=True)
 class PretrainSettings:
-    """Token counts include prompts; rates are per optimizer step; `tokens_per_batch` is that of all workers together."""
+    """Token counts include prompts; rates are per optimizer step; workers share `tokens_per_batch`."""
 
     seed: int = 0
     num_tokens: int = 30_000_000
@@ -54,7 +54,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, batch: list[Document]) 
 def token_batches(
     tokenizer: PreTrainedTokenizerFast, settings: PretrainSettings, rank: int, progress: Callable[[], float]
 ) -> Iterator[Tensor]:
-    """Right-padded token batches [B, T] for one worker; `progress()` is the share of all tokens seen, and picks the phase."""
+    """Right-padded token batches [B, T] for one worker; `progress()`, the share of all tokens seen, picks the phase."""
     seed = settings.seed * settings.num_workers + rank
     generator = torch.Generator().manual_seed(seed)
     streams = [documents(seed, phase) for phase in PHASES]
@@ -109,7 +109,7 @@ def pretrain(
     balancer = RouterBalancer(model, settings.router_bias_rate)
     model.train()
     seen, step = 0, 0
-    for tokens in token_batches(tokenizer, settings, rank, lambda: seen / settings.num_tokens):
+    for tokens in token_batches(tokenizer, settings, rank, lambda: seen / settings.num_tokens):  # noqa: B023 - the latest is meant
         started = time.perf_counter()
         progress = seen / settings.num_tokens
         for group in optimizer.param_groups:
@@ -117,7 +117,7 @@ def pretrain(
         # right padding and causal attention: no real token ever sees a pad, so no mask is needed
         logits = model(input_ids=tokens).logits[:, :-1]
         targets = tokens[:, 1:].flatten()
-        targets = targets.masked_fill(targets == tokenizer.pad_token_id, -100)
+        targets = targets.masked_fill(targets.eq(tokenizer.pad_token_id), -100)
         loss_sum = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum")
         loss_sum.backward()
         loss, num_tokens = _mean_over_workers(model, balancer, loss_sum.detach(), (targets != -100).sum())

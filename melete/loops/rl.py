@@ -1,10 +1,11 @@
 """Reinforcement learning with verifiable rewards: the loop, short enough to read in one sitting.
 
-    problems -> sample -> grade -> annotate -> credit -> update -> push
+problems -> sample -> grade -> annotate -> credit -> update -> push
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def train(
             learner.refresh_reference()
         sampler.load_weights(learner.weights(), version=step + 1)
         clock.append(time.perf_counter())
-        spans = (after - before for before, after in zip(clock, clock[1:], strict=False))
+        spans = (after - before for before, after in itertools.pairwise(clock))
         timings = dict(zip(("sample_seconds", "grade_seconds", "update_seconds"), spans, strict=True))
         on_step(Step(step, groups, update, step_metrics(groups, stats), timings))
 
@@ -99,7 +100,9 @@ def sample_rollouts(
     completions = sampler.sample(requests, settings.sampling)
     return [
         [
-            Rollout(problem, sibling, request.prompt_tokens, completion, decode_completion(tokenizer, completion.tokens))
+            Rollout(
+                problem, sibling, request.prompt_tokens, completion, decode_completion(tokenizer, completion.tokens)
+            )
             for sibling, completion in enumerate(siblings)
         ]
         for problem, request, siblings in zip(problems, requests, completions, strict=True)

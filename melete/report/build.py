@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 
 from melete.evaluation.transcripts import RULE
-from melete.live import duration
 from melete.report import story
 from melete.report.charts import Chart, draw, number
 from melete.report.curves import STORY_CURVES, majority_chart, stage_charts
@@ -122,7 +121,7 @@ def _environment(*, html: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number, "duration": duration, "legend": _legend}
+    environment.filters |= {"number": number, "legend": _legend}
     environment.filters |= {"fence": _fence, "inline": _inline}
     environment.globals["draw"] = draw
     return environment

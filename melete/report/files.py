@@ -12,6 +12,7 @@ from melete.errors import RunError
 from melete.runs.directory import METRICS, ROLLOUTS, read_rows
 
 Row = Mapping[str, Any]
+EVALUATIONS = ("evaluation", "quick_evaluation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,11 @@ class RunFiles:
 
     def steps(self, stage: str) -> list[Row]:
         """The training rows of a stage."""
-        return [row for row in self.metrics if row["stage"] == stage and row.get("kind") != "evaluation"]
+        return [row for row in self.metrics if row["stage"] == stage and "kind" not in row]
 
     def evaluation_rows(self, stage: str) -> list[Row]:
         """The evaluation rows of a stage, small ones included."""
-        return [row for row in self.metrics if row["stage"] == stage and row.get("kind") == "evaluation"]
+        return [row for row in self.metrics if row["stage"] == stage and row.get("kind") in EVALUATIONS]
 
     def settings(self, stage: str) -> Mapping[str, Any]:
         """What the recipe says about a stage."""

@@ -151,7 +151,7 @@ def reflection_verdict(base: Row, final: Row) -> str:
     )
     if after > 1.2 * before:
         return sentence + " They grew more frequent. Whether they help is another question: compare the transcripts."
-    if after < before / 1.2 and final["pass@1"] > base["pass@1"]:
+    if after < before / 1.2 and (final.get("pass@1") or 0.0) > (base.get("pass@1") or 0.0):
         return sentence + " They fell while accuracy rose: this run got better without more reflection of this kind."
     return sentence + (" They fell." if after < before / 1.2 else " That is about the same.")
 

@@ -13,7 +13,7 @@ _WORD = re.compile(rf"(?<!\w)({'|'.join(R1_WORDS)})(?!\w)", re.IGNORECASE)
 
 
 class Segment(NamedTuple):
-    """A piece of a completion, a "thought", an "answer" or other "text", in `pieces`: (text, is a word of reflection)."""
+    """A piece of a completion, of kind "thought", "answer" or "text"; `pieces` are (text, is a word of reflection)."""
 
     kind: str
     pieces: Sequence[tuple[str, bool]]
@@ -40,12 +40,18 @@ def segments(text: str) -> list[Segment]:
 
 
 def one_group(rollouts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The group that shows how a step teaches: the first with unlike rewards from the middle of the log on."""
+    """The group that shows how a step teaches: the first with unlike rewards from the middle of the log on.
+
+    Each row gains its "difference" from the mean reward of the rows shown, which is what credit is made of.
+    """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rollouts:
-        groups.setdefault((row["stage"], row["step"], row["problem_id"]), []).append(row)
+        if row["reward"] is not None:
+            groups.setdefault((row["stage"], row["step"], row["problem_id"]), []).append(row)
     ordered = list(groups.values())
     for group in ordered[len(ordered) // 2 :] + ordered[: len(ordered) // 2]:
-        if len({row["reward"] for row in group}) > 1 and all(row.get("advantage") is not None for row in group):
-            return [{**row, "segments": segments(row["text"])} for row in group]
+        rewards = [row["reward"] for row in group]
+        if len(set(rewards)) > 1:
+            mean = sum(rewards) / len(rewards)
+            return [{**row, "difference": row["reward"] - mean, "segments": segments(row["text"])} for row in group]
     return []

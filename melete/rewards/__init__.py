@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from melete.errors import RecipeError
 from melete.rewards.rules import Grade, RewardFunction, accuracy, format_tags, random_reward
@@ -13,7 +14,7 @@ from melete.suggest import did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class RewardContext:
-    """What a reward may need to know: the task's grader, the run's seed, and whether the template opens `<think>` itself."""
+    """What a reward may need to know: the task's grader, the run's seed, and whether the template opens `<think>`."""
 
     grade: Grade
     seed: int
@@ -44,7 +45,7 @@ def _imported(path: str) -> RewardFunction:
         raise RecipeError(f"no reward {path!r}: {error}", remedy=_remedy(path)) from error
     if not callable(reward):
         raise RecipeError(f"reward {path!r} is not a function", remedy=_remedy(path))
-    return reward
+    return cast(RewardFunction, reward)
 
 
 def _remedy(path: str) -> str:

@@ -25,8 +25,8 @@ def accuracy(grade: Grade, *, thought_opened: bool = False) -> RewardFunction:
 def format_tags(*, thought_required: bool = False, thought_opened: bool = False) -> RewardFunction:
     """1 when the tags are in order and the turn was ended, else 0.
 
-    A thought is optional unless `thought_required`: then thinking itself is paid for, as in DeepSeek-R1-Zero. When it is
-    optional, a model that learns to think does so because its answers get better.
+    A thought is optional unless `thought_required`: then thinking itself is paid for, as in DeepSeek-R1-Zero. When it
+    is optional, a model that learns to think does so because its answers get better.
     """
 
     def reward(rollout: Rollout) -> float:

@@ -12,7 +12,10 @@ from melete.tasks.arithmetic import ArithmeticChain
 from melete.tasks.base import SPLITS, Task
 from melete.tasks.countdown import Countdown
 
-TASKS: dict[str, type[ArithmeticChain] | type[Countdown]] = {"arithmetic_chain": ArithmeticChain, "countdown": Countdown}
+TASKS: dict[str, type[ArithmeticChain] | type[Countdown]] = {
+    "arithmetic_chain": ArithmeticChain,
+    "countdown": Countdown,
+}
 
 
 def make_task(name: str, settings: Mapping[str, Any]) -> Task:

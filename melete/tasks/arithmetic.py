@@ -81,7 +81,9 @@ class ArithmeticChain:
         question = source.choice(QUESTIONS if self.language == "en" else PREGUNTAS).format(chain.text)
         meta = {"expression": chain.text, "num_terms": len(chain.numbers), "language": self.language}
         gold = str(chain.totals[-1])
-        problem = Problem(f"{self.name}/{split}/{self.seed}/{index}", self.name, (Message("user", question),), gold, meta)
+        problem = Problem(
+            f"{self.name}/{split}/{self.seed}/{index}", self.name, (Message("user", question),), gold, meta
+        )
         return check_gold(self, problem)
 
     def _draw(self, source: random.Random) -> Chain:

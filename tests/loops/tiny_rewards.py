@@ -1,4 +1,4 @@
-"""Rewards named by import path in the tests of the loop; the last two end the process that grades with them."""
+"""Rewards named by import path in the tests of the loop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import signal
 
 from melete.types import Rollout
 
+SIGNALS = {
+    "MELETE_TEST_INTERRUPT_AT": [signal.SIGINT],
+    "MELETE_TEST_INTERRUPT_TWICE_AT": [signal.SIGINT, signal.SIGINT],
+    "MELETE_TEST_KILL_AT": [signal.SIGKILL],
+}
+
 
 def even_tokens(rollout: Rollout) -> float:
     """Share of tokens with an even number: half of them at first, and easy to raise."""
@@ -14,11 +20,11 @@ def even_tokens(rollout: Rollout) -> float:
     return sum(token % 2 == 0 for token in tokens) / len(tokens)
 
 
-def mixed(rollout: Rollout) -> float:
-    """Even tokens; where the environment says so, the process is interrupted or killed in the middle of a step."""
-    version, sibling = rollout.completion.policy_version, rollout.sibling
-    for name, number in (("MELETE_TEST_INTERRUPT_IN", signal.SIGINT), ("MELETE_TEST_KILL_IN", signal.SIGKILL)):
-        if os.environ.get(name) == str(version) and sibling == 1:
-            os.environ.pop(name)
-            os.kill(os.getpid(), number)
+def even_tokens_unless_stopped(rollout: Rollout) -> float:
+    """The same; at the step that the environment names, this process gets a signal in the middle of grading, once."""
+    for name, numbers in SIGNALS.items():
+        if os.environ.get(name) == str(rollout.completion.policy_version) and rollout.sibling == 1:
+            del os.environ[name]
+            for number in numbers:
+                os.kill(os.getpid(), number)
     return even_tokens(rollout)

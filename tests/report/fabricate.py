@@ -23,7 +23,9 @@ def write_run(path: Path, *, num_steps: int = 120, finished: bool = True, contro
     marks = ((0, "base", 0.38), (num_steps // 2, "midway", 0.71), (num_steps, "final", 0.86))
     evaluations = [_evaluation(label, step, mean, i / 2) for i, (step, label, mean) in enumerate(marks)]
     for step in range(0, num_steps, 10):
-        rows.append({"stage": "rl", "step": step, "kind": "evaluation", "pass@1": 0.38 + 0.48 * _rise(step, num_steps)})
+        rows.append(
+            {"stage": "rl", "step": step, "kind": "quick_evaluation", "pass@1": 0.38 + 0.48 * _rise(step, num_steps)}
+        )
     rows += [
         {"stage": "rl", "kind": "evaluation"} | {k: v for k, v in e.items() if not isinstance(v, dict)}
         for e in evaluations
@@ -120,7 +122,6 @@ def _group(step: int) -> list[dict[str, Any]]:
             "reward_parts": {},
             "finish_reason": "stop",
             "num_tokens": 20,
-            "advantage": 1.0 if reward > 1 else -1.0,
         }
         for i, (text, reward) in enumerate(texts)
     ]

@@ -102,7 +102,7 @@ def test_the_story_is_told_from_base_to_final(page: Page) -> None:
         "trained for 120 steps", "8 attempts at each of 16 problems", "What the base could do", "86 %", "The control",
         "which may be chance", "fell while accuracy rose", "Asking several times and voting",
         "melete run r1-zero-tiny --set seed=0",
-        "right in 15 of 16 attempts", "2.13.0", "x86_64, 2 cores", "4 min 11 s", "How one step teaches",
+        "right in 15 of 16 attempts", "2.13.0", "x86_64, 2 cores", "4.19 minutes", "How one step teaches",
     ):  # fmt: skip
         assert told in text.replace("\N{NO-BREAK SPACE}", " "), told
 
@@ -139,7 +139,16 @@ def test_metrics_that_are_missing_leave_a_gap_not_a_failure(tmp_path: Path) -> N
     write_run(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     for evaluation in summary["stages"][0]["evaluations"]:
-        for key in ("maj@16", "pass@16", "majority", "pass", "share_thinking", "reflection_per_1k", "reflection_words"):
+        for key in (
+            "pass@1",
+            "maj@16",
+            "pass@16",
+            "majority",
+            "pass",
+            "share_thinking",
+            "reflection_per_1k",
+            "reflection_words",
+        ):
             evaluation.pop(key)
     for entry in summary["transcripts"]:
         entry["before"] |= {"reward": None, "reward_parts": {"accuracy": None}}
@@ -176,11 +185,12 @@ def test_a_completion_comes_apart_at_its_tags(text: str, expected: list[tuple[st
 
 
 def test_the_group_shown_is_one_that_teaches() -> None:
-    def row(problem: str, reward: float) -> dict[str, object]:
-        return {"stage": "rl", "step": 0, "problem_id": problem, "reward": reward, "advantage": 0.0, "text": ""}
+    def row(problem: str, reward: float | None) -> dict[str, object]:
+        return {"stage": "rl", "step": 0, "problem_id": problem, "reward": reward, "text": ""}
 
-    assert [r["problem_id"] for r in one_group([row("a", 0), row("a", 1), row("b", 0), row("b", 0)])] == ["a", "a"]
-    assert one_group([row("b", 0), row("b", 0)]) == []
+    shown = one_group([row("a", 0.0), row("a", 1.0), row("a", None), row("b", 0.0), row("b", 0.0)])
+    assert [(r["problem_id"], r["difference"]) for r in shown] == [("a", -0.5), ("a", 0.5)]
+    assert one_group([row("b", 0.0), row("b", 0.0)]) == []
 
 
 def test_standard_errors_come_back_from_the_intervals() -> None:
