@@ -10,7 +10,9 @@ class MeleteError(Exception):
 
     def __init__(self, what: str, *, place: str = "", remedy: str = "") -> None:
         self.what, self.place, self.remedy = what, place, remedy
-        super().__init__("\n".join(part for part in (what, place and f"  where: {place}", remedy and f"  mend:  {remedy}") if part))
+        super().__init__(
+            "\n".join(part for part in (what, place and f"  where: {place}", remedy and f"  mend:  {remedy}") if part)
+        )
 
 
 class RecipeError(MeleteError, ValueError):

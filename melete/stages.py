@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from melete.algorithms import Algorithm, resolve
+from melete.corpus.mix import sample_texts
 from melete.evaluation.evaluate import EvaluationResult
 from melete.evaluation.held_out import HeldOut
 from melete.evaluation.transcripts import choose_transcripts
 from melete.learning.local import LocalLearner, OptimizerSettings
 from melete.live import View
-from melete.corpus.mix import sample_texts
 from melete.loops import rl
 from melete.loops.pretrain import PretrainSettings, pretrain_with_workers
 from melete.models.load import load_model, load_tokenizer, save_model
@@ -261,4 +261,10 @@ def run_pretrain(stage: PretrainStage, context: StageContext) -> dict[str, Any]:
     for directory in [context.run.models / stage.name, *([Path(stage.out)] if stage.out else [])]:
         save_model(model, tokenizer, directory)
     seconds = time.perf_counter() - started
-    return {"name": stage.name, "kind": stage.kind, "seconds": seconds, "model": f"models/{stage.name}", "evaluations": []}
+    return {
+        "name": stage.name,
+        "kind": stage.kind,
+        "seconds": seconds,
+        "model": f"models/{stage.name}",
+        "evaluations": [],
+    }

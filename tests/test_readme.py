@@ -1,4 +1,4 @@
-"""The README names every file with the purpose that the file itself states; `python tests/test_readme.py` rewrites it."""
+"""The README names every file with the purpose that the file states; `python tests/test_readme.py` rewrites it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def purpose(path: Path) -> str:
 
 
 def file_table() -> str:
-    paths = sorted((ROOT / "melete").rglob("*.py"), key=lambda path: (path.parent, path.name != "__init__.py", path.name))
+    paths = sorted(
+        (ROOT / "melete").rglob("*.py"), key=lambda path: (path.parent, path.name != "__init__.py", path.name)
+    )
     rows = [
         f"| `{path.relative_to(ROOT).as_posix().removesuffix('__init__.py')}` | {purpose(path)} |"
         for path in paths

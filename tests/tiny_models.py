@@ -68,7 +68,9 @@ def requests(group_size: int = 3, prompts: Sequence[tuple[int, ...]] = PROMPTS) 
 
 
 def groups_of(
-    asked: Sequence[SampleRequest], completions: Sequence[Sequence[Completion]], reward: Callable[[int, int], float | None]
+    asked: Sequence[SampleRequest],
+    completions: Sequence[Sequence[Completion]],
+    reward: Callable[[int, int], float | None],
 ) -> list[RolloutGroup]:
     """Graded groups; `reward(group, sibling)` is the judgement."""
     groups = []

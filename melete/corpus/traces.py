@@ -15,7 +15,13 @@ from melete.tasks.countdown import evaluate_expression
 
 WORDS = {
     "en": {"wait": "Wait, ", "check": "Check:", "is_not": "{} is not {}.", "right": "Yes, {}.", "miss": "No, not {}."},
-    "es": {"wait": "Espera, ", "check": "Comprueba:", "is_not": "{} no es {}.", "right": "Sí, {}.", "miss": "No, no {}."},
+    "es": {
+        "wait": "Espera, ",
+        "check": "Comprueba:",
+        "is_not": "{} no es {}.",
+        "right": "Sí, {}.",
+        "miss": "No, no {}.",
+    },
 }
 
 

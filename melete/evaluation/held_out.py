@@ -1,4 +1,4 @@
-"""The held-out problems of a stage, tried at fixed steps; what was written is kept, so that a run can go on after a cut.
+"""The held-out problems of a stage, tried at fixed steps; what was written is kept, so that a run can be continued.
 
 Only tokens are stored. Judging them again is a pure function, so a resumed run reports exactly what an uninterrupted
 one does.
@@ -96,7 +96,9 @@ class HeldOut:
             by_problem = {problem.problem_id: problem for problem in self.problems(self.num_problems)}
             results = [self._judged_again(by_problem[row["problem_id"]], row["samples"]) for row in rows]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"cannot read an evaluation: {error!r}", place=str(path), remedy="delete this file") from error
+            raise RunError(
+                f"cannot read an evaluation: {error!r}", place=str(path), remedy="delete this file"
+            ) from error
         return summarise(results, seed=rollout_key(*self._key_parts, "statistics"))
 
     def _judged_again(self, problem: Problem, samples: list[dict[str, Any]]) -> ProblemResult:
@@ -112,7 +114,10 @@ class HeldOut:
 
 def _rows(result: EvaluationResult) -> list[dict[str, Any]]:
     return [
-        {"problem_id": found.problem.problem_id, "samples": [_row(sample.rollout.completion) for sample in found.samples]}
+        {
+            "problem_id": found.problem.problem_id,
+            "samples": [_row(sample.rollout.completion) for sample in found.samples],
+        }
         for found in result.problems
     ]
 

@@ -68,8 +68,8 @@ class LocalLearner:
     def update(self, batch: TrainBatch, algorithm: Algorithm) -> dict[str, float]:
         """One optimizer step over all rows; gradients of the micro-batches add up to those of the whole.
 
-        A batch without rows changes no weight and only moves on in the schedule. Raises `TrainingError` when loss or gradient is not finite; the weights,
-        the optimizer and the schedule are then as they were.
+        A batch without rows changes no weight and only moves on in the schedule. Raises `TrainingError` when loss or
+        gradient is not finite; the weights, the optimizer and the schedule are then as they were.
         """
         self.model.eval()  # the sampler has no dropout either
         sums: defaultdict[str, float] = defaultdict(float)
@@ -99,7 +99,9 @@ class LocalLearner:
         for name, stream in streams.items():
             sums[f"sum/{name}"] += float(torch.where(part.loss_mask, stream, 0.0).sum())
         if "ratio" in per_token:
-            sums["ratio_max"] = max(sums["ratio_max"], float(torch.where(part.loss_mask, per_token["ratio"], 0.0).max()))
+            sums["ratio_max"] = max(
+                sums["ratio_max"], float(torch.where(part.loss_mask, per_token["ratio"], 0.0).max())
+            )
 
     def _step(self, sums: Mapping[str, float]) -> dict[str, float]:
         lr = lr_at(self.num_updates, self.settings)

@@ -26,9 +26,13 @@ def resolve_model(name: str) -> Path:
     """
     path = Path(str(resources.files("melete"))) / "data" / BUNDLED[name] if name in BUNDLED else Path(name)
     if not path.is_dir():
-        raise ModelError("there is no such model directory", place=str(path), remedy=f"a path, or one of {', '.join(BUNDLED)}")
+        raise ModelError(
+            "there is no such model directory", place=str(path), remedy=f"a path, or one of {', '.join(BUNDLED)}"
+        )
     if not (path / "config.json").is_file():
-        raise ModelError("this directory has no config.json", place=str(path), remedy="save the model with save_pretrained")
+        raise ModelError(
+            "this directory has no config.json", place=str(path), remedy="save the model with save_pretrained"
+        )
     if not any(any(path.glob(pattern)) for pattern in WEIGHTS):
         remedy = "save the model as safetensors (model.save_pretrained); other formats can run code and are not read"
         raise ModelError("this directory has no weights (*.safetensors)", place=str(path), remedy=remedy)

@@ -45,7 +45,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return fast
 
 
-def tiny_model(tokenizer: PreTrainedTokenizerFast, *, hidden_size: int = 128, num_layers: int = 4) -> DeepseekV3ForCausalLM:
+def tiny_model(
+    tokenizer: PreTrainedTokenizerFast, *, hidden_size: int = 128, num_layers: int = 4
+) -> DeepseekV3ForCausalLM:
     """A randomly initialised model: latent attention in every layer, experts in all but the first."""
     config = DeepseekV3Config(
         vocab_size=len(tokenizer),

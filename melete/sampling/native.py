@@ -119,9 +119,7 @@ class NativeSampler:
         self._decode(logits[row_prompt], cache, mask[row_prompt], wave, settings)
         return self._completions(wave)
 
-    def _prefill(
-        self, prompts: Sequence[tuple[int, ...]], settings: SamplingSettings
-    ) -> tuple[Tensor, Cache, Tensor]:
+    def _prefill(self, prompts: Sequence[tuple[int, ...]], settings: SamplingSettings) -> tuple[Tensor, Cache, Tensor]:
         """Next-token logits [P, V], the cache, and the mask [P, L] of real tokens of left-padded prompts."""
         longest = max(len(prompt) for prompt in prompts)
         device = self.model.device
@@ -180,7 +178,7 @@ class NativeSampler:
     def _ends_with_stop_string(self, wave: _Wave, alive: Tensor, step: int, settings: SamplingSettings) -> Tensor:
         if not settings.stop_strings:
             return torch.zeros(len(alive), dtype=torch.bool, device=alive.device)
-        # a stop string of n bytes can begin at most n tokens back; one more, because some decoders strip the first space
+        # a stop string of n bytes can begin at most n tokens back; one more, as some decoders strip a first space
         start = max(0, step - max(len(text.encode()) for text in settings.stop_strings))
         tails = self.tokenizer.batch_decode(wave.tokens[alive, start : step + 1].tolist())
         return torch.tensor([any(s in tail for s in settings.stop_strings) for tail in tails], device=alive.device)

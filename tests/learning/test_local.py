@@ -165,7 +165,7 @@ def test_old_logprobs_stay_those_of_the_weights_that_wrote_the_rows() -> None:
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_every_algorithm_raises_what_was_rewarded(name: str) -> None:
-    """After some steps on the same rows, winners are likelier than before relative to losers (SFT: all are likelier)."""
+    """After some steps on the same rows, winners are likelier relative to losers (SFT: all are likelier)."""
     algorithm = resolve(name, max_new_tokens=12)
     model = llama()
     learner = learner_of(model)
@@ -249,7 +249,7 @@ def test_what_stands_outside_the_mask_is_not_read() -> None:
 
 
 def test_a_label_of_the_prompt_has_no_gradient_of_its_own() -> None:
-    """I32: a last prompt token that no completion token can see through is worth nothing; the loss is the completion's."""
+    """I32: a last prompt token no completion token sees through is worth nothing; the loss is the completion's."""
     model = llama()
     batch = sampled_batch(model)
     heads: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -46,8 +47,8 @@ def test_the_rate_rises_to_its_height_and_never_rises_again(
     )
     rates = [lr_at(step, settings) for step in range(num_steps + 5)]
     warm, rest = rates[:warmup_steps], rates[warmup_steps:]
-    assert all(later > earlier for earlier, later in zip(warm, warm[1:], strict=False))
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(rest, rest[1:], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(warm))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(rest))
     assert rest[0] == pytest.approx(2.0)
     assert min(rest) >= 2.0 * min_lr_ratio - 1e-12
 

@@ -6,8 +6,15 @@ import pytest
 import torch
 from tiny_models import MODELS, deepseek, llama, sampled_batch, tokenizer
 from torch import Tensor
-from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig
-from transformers import GraniteForCausalLM, PreTrainedModel
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedModel,
+)
 
 from melete.functional.logprobs import logprobs
 from melete.learning.scoring import score
@@ -34,7 +41,11 @@ def score_by_rows(model: PreTrainedModel, tokens: Tensor, mask: Tensor, temperat
 
 def small(**special: float) -> dict[str, float]:
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    return dict(vocab_size=len(tokenizer()), num_key_value_heads=2, initializer_range=0.5, pad_token_id=0) | sizes | special
+    return (
+        dict(vocab_size=len(tokenizer()), num_key_value_heads=2, initializer_range=0.5, pad_token_id=0)
+        | sizes
+        | special
+    )
 
 
 def gemma2() -> PreTrainedModel:

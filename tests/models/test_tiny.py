@@ -13,7 +13,9 @@ def test_special_tokens_tags_and_numbers_to_99_are_one_token_each(piece: str) ->
     assert len(tokenizer().encode(piece, add_special_tokens=False)) == 1
 
 
-@pytest.mark.parametrize("text", ["what is 12+3?", "  two  spaces\n\n\ttab", "äöü 你好 🙂", "<think>12345</think>", "a\r\nb"])
+@pytest.mark.parametrize(
+    "text", ["what is 12+3?", "  two  spaces\n\n\ttab", "äöü 你好 🙂", "<think>12345</think>", "a\r\nb"]
+)
 def test_any_text_survives_encoding_and_decoding(text: str) -> None:
     assert tokenizer().decode(tokenizer().encode(text, add_special_tokens=False)) == text
 

@@ -30,7 +30,9 @@ def softmax(logits: list[float], temperature: float) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-@pytest.mark.parametrize(("uniform", "token"), [(0.0, 0), (0.49, 0), (0.51, 1), (0.74, 1), (0.76, 2), (LAST_BELOW_ONE, 2)])
+@pytest.mark.parametrize(
+    ("uniform", "token"), [(0.0, 0), (0.49, 0), (0.51, 1), (0.74, 1), (0.76, 2), (LAST_BELOW_ONE, 2)]
+)
 def test_a_uniform_number_picks_the_token_whose_interval_it_falls_in(uniform: float, token: int) -> None:
     """Probabilities 1/2, 1/4, 1/4 own [0, 0.5), [0.5, 0.75) and [0.75, 1)."""
     logits = [math.log(2.0), 0.0, 0.0]

@@ -24,12 +24,22 @@ def test_a_key_is_the_same_on_every_machine_and_in_every_version() -> None:
 
 def test_every_part_of_a_key_counts_and_so_does_its_type() -> None:
     base = (0, "rl", 3, "p/7", 2)
-    others = [(1, *base[1:]), (0, "eval", *base[2:]), (*base[:2], 4, *base[3:]), (*base[:4], 3), (0, "rl", "3", "p/7", 2)]
+    others = [
+        (1, *base[1:]),
+        (0, "eval", *base[2:]),
+        (*base[:2], 4, *base[3:]),
+        (*base[:4], 3),
+        (0, "rl", "3", "p/7", 2),
+    ]
     assert len({rollout_key(*parts) for parts in [base, *others]}) == 6
     assert rollout_key("a", "b") != rollout_key("ab")
 
 
-@given(key=st.integers(0, 2**63 - 1), position=st.integers(0, 10**6), others=st.lists(st.integers(0, 2**63 - 1), max_size=4))
+@given(
+    key=st.integers(0, 2**63 - 1),
+    position=st.integers(0, 10**6),
+    others=st.lists(st.integers(0, 2**63 - 1), max_size=4),
+)
 def test_a_number_depends_on_its_own_key_and_position_only(key: int, position: int, others: list[int]) -> None:
     together = numbers([*others, key], [*range(len(others)), position])
     assert together[-1] == numbers([key], [position])[0]

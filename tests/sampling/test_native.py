@@ -54,10 +54,7 @@ def test_a_row_does_not_depend_on_the_rows_written_with_it(kind: str) -> None:
     together = sampler_of(model).sample(asked, TWELVE)
     assert len({len(completion.tokens) for siblings in together for completion in siblings}) > 3
     alone = [
-        [
-            sampler_of(model).sample([SampleRequest(request.prompt_tokens, (key,))], TWELVE)[0][0]
-            for key in request.keys
-        ]
+        [sampler_of(model).sample([SampleRequest(request.prompt_tokens, (key,))], TWELVE)[0][0] for key in request.keys]
         for request in asked
     ]
     assert_same(together, alone)
@@ -287,7 +284,9 @@ def test_weights_that_do_not_fit_change_nothing() -> None:
     assert all(torch.equal(weight, kept[name]) for name, weight in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("request_", "says"), [(SampleRequest((), (1,)), "no prompt"), (SampleRequest((1,), ()), "no keys")])
+@pytest.mark.parametrize(
+    ("request_", "says"), [(SampleRequest((), (1,)), "no prompt"), (SampleRequest((1,), ()), "no keys")]
+)
 def test_a_request_without_prompt_or_keys_is_refused(request_: SampleRequest, says: str) -> None:
     with pytest.raises(ValueError, match=f"request 1 has {says}"):
         sampler_of(llama()).sample([SampleRequest((1,), (1,)), request_], TWELVE)

@@ -76,7 +76,9 @@ def test_a_completion_is_decoded_without_its_end_of_turn_token_and_with_its_tags
 
 def test_whether_the_template_opens_the_thought_is_read_from_it() -> None:
     opening = copy.deepcopy(tokenizer())
-    opening.chat_template = opening.chat_template.replace("<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}")
+    opening.chat_template = opening.chat_template.replace(
+        "<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}"
+    )
     assert opens_thought(opening)
     assert not opens_thought(tokenizer())
 
