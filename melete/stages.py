@@ -244,7 +244,7 @@ def run_pretrain(stage: PretrainStage, context: StageContext) -> dict[str, Any]:
         router_bias_rate=stage.router_bias_rate,
         num_workers=stage.num_workers,
     )
-    tokenizer = train_tokenizer(sample_texts(stage.corpus_seed), stage.vocab_size)
+    tokenizer = train_tokenizer(sample_texts(), stage.vocab_size)
     torch.manual_seed(context.seed)
     model = tiny_model(tokenizer, hidden_size=stage.hidden_size, num_layers=stage.num_layers)
     context.view.stage_started(stage.name, stage.num_tokens // stage.tokens_per_batch)

@@ -31,27 +31,14 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+# fmt: off
 # prose
-_NAMES = (
-    ("Ana", "she", "her"),
-    ("Mia", "she", "her"),
-    ("Rosa", "she", "her"),
-    ("Leo", "he", "his"),
-    ("Tom", "he", "his"),
-    ("Ben", "he", "his"),
-)
+_NAMES = (("Ana", "she", "her"), ("Mia", "she", "her"), ("Rosa", "she", "her"),
+          ("Leo", "he", "his"), ("Tom", "he", "his"), ("Ben", "he", "his"))
 _PETS = ("cat", "dog", "bird", "horse", "fox", "bear", "rabbit", "duck", "frog", "mouse")
 _COLOURS, _COATS = ("red", "white", "black", "yellow", "blue", "green"), ("red", "white", "black", "small", "old")
-_PLACES = (
-    ("garden", "in"),
-    ("house", "in"),
-    ("school", "at"),
-    ("park", "in"),
-    ("forest", "in"),
-    ("beach", "on"),
-    ("mountain", "on"),
-    ("city", "in"),
-)
+_PLACES = (("garden", "in"), ("house", "in"), ("school", "at"), ("park", "in"), ("forest", "in"), ("beach", "on"),
+           ("mountain", "on"), ("city", "in"))
 _THINGS = ("ball", "hat", "book", "box", "cup", "key", "flower", "shoe", "boat", "lamp")
 _WEATHER = (("sunny", "the sun"), ("cold", "the snow"), ("windy", "the wind"), ("wet", "the rain"))
 _OPENINGS = (
@@ -84,18 +71,9 @@ def _prose(random_source: Random) -> Exchange:
     sky, weather = random_source.choice(_WEATHER)
     coat = random_source.choice(_COATS)
     words = {
-        "name": name,
-        "he": he,
-        "He": _capital(he),
-        "his": his,
-        "place": place,
-        "at": at,
-        "sky": sky,
-        "weather": weather,
-        "coat": coat,
-        "pet": random_source.choice(_PETS),
-        "colour": random_source.choice(_COLOURS),
-        "thing": random_source.choice(_THINGS),
+        "name": name, "he": he, "He": _capital(he), "his": his, "place": place, "at": at, "sky": sky,
+        "weather": weather, "coat": coat, "pet": random_source.choice(_PETS),
+        "colour": random_source.choice(_COLOURS), "thing": random_source.choice(_THINGS),
     }
     middles = random_source.sample(_MIDDLES, random_source.randint(0, 2))
     lines = [random_source.choice(_OPENINGS), *middles, random_source.choice(_ENDINGS)]
@@ -108,11 +86,8 @@ def _prose(random_source: Random) -> Exchange:
 # greeting and self
 _Talk = tuple[tuple[str, ...], tuple[str, ...], str]
 _GREETINGS: tuple[_Talk, ...] = (
-    (
-        ("Hello.", "Hello!", "Hi.", "Hi there!"),
-        ("Hello! How can I help you?", "Hi! What can I do for you today?", "Hello! It is good to see you."),
-        "en",
-    ),
+    (("Hello.", "Hello!", "Hi.", "Hi there!"),
+     ("Hello! How can I help you?", "Hi! What can I do for you today?", "Hello! It is good to see you."), "en"),
     (("Good morning.", "Good morning!"), ("Good morning! How can I help you?", "Good morning! I am here."), "en"),
     (("Good night.", "Good night!"), ("Good night! I hope you sleep very well.",), "en"),
     (("How are you?", "Hello, how are you?"), ("I am very well, thank you. How can I help you?",), "en"),
@@ -125,37 +100,19 @@ _GREETINGS: tuple[_Talk, ...] = (
 )
 
 _SELVES: tuple[_Talk, ...] = (
-    (
-        ("Who are you?", "What are you?", "What is your name?", "Tell me who you are."),
-        (
-            "I am Melete, a small language model.",
-            "I am Melete, a small language model that learns to think before it answers.",
-            "My name is Melete. I am a small language model, and I learn to think before I answer.",
-        ),
-        "en",
-    ),
-    (
-        ("What can you do?", "How can you help me?", "What can you help me with?"),
-        (
-            "I am Melete. I can answer easy questions, and I think before I answer.",
-            "I can say hello, write short lines, and work with small numbers.",
-            "I can help with numbers, facts and words in English and Spanish.",
-        ),
-        "en",
-    ),
-    (
-        ("Are you a man or a woman?", "Are you a man?", "Do you sleep?"),
-        ("No, I am Melete, a small language model.", "No. I am a language model, and my name is Melete."),
-        "en",
-    ),
-    (
-        ("¿Quién eres?", "¿Qué eres?", "¿Cómo te llamas?"),
-        (
-            "Soy Melete, un pequeño modelo de lenguaje.",
-            "Soy Melete, un pequeño modelo de lenguaje que piensa antes de responder.",
-        ),
-        "es",
-    ),
+    (("Who are you?", "What are you?", "What is your name?", "Tell me who you are."),
+     ("I am Melete, a small language model.",
+      "I am Melete, a small language model that learns to think before it answers.",
+      "My name is Melete. I am a small language model, and I learn to think before I answer."), "en"),
+    (("What can you do?", "How can you help me?", "What can you help me with?"),
+     ("I am Melete. I can answer easy questions, and I think before I answer.",
+      "I can say hello, write short lines, and work with small numbers.",
+      "I can help with numbers, facts and words in English and Spanish."), "en"),
+    (("Are you a man or a woman?", "Are you a man?", "Do you sleep?"),
+     ("No, I am Melete, a small language model.", "No. I am a language model, and my name is Melete."), "en"),
+    (("¿Quién eres?", "¿Qué eres?", "¿Cómo te llamas?"),
+     ("Soy Melete, un pequeño modelo de lenguaje.",
+      "Soy Melete, un pequeño modelo de lenguaje que piensa antes de responder."), "es"),
     (("¿Qué puedes hacer?",), ("Puedo pensar antes de responder, y puedo ayudar con palabras y números.",), "es"),
 )
 
@@ -182,13 +139,8 @@ _TOPICS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a flower": (("red", "small", "pretty", "young"), ("drinks the sun", "smiles in the garden")),
 }
 _REQUESTS = ("Write {n} about {topic}.", "Please write {n} about {topic}.", "Can you write {n} about {topic}?")
-_VERSE_ENDS = (
-    "and I am happy to see it",
-    "and all the day is new",
-    "and my house is open to it",
-    "and a bird begins to sing",
-    "and the night is not so long",
-)
+_VERSE_ENDS = ("and I am happy to see it", "and all the day is new", "and my house is open to it",
+               "and a bird begins to sing", "and the night is not so long")
 
 
 def _writing(random_source: Random) -> Exchange:
@@ -198,95 +150,37 @@ def _writing(random_source: Random) -> Exchange:
     first, second = random_source.sample(qualities, 2)
     action, end = random_source.choice(actions), random_source.choice(_VERSE_ENDS)
     subject = _capital(topic)
-    opening = random_source.choice(
-        (
-            f"{subject}, {first} and {second}, {action}",
-            f"{subject} is {first} and {second}; it {action}",
-            f"Oh {first}, {second} {topic.split()[-1]}: it {action}",
-        )
-    )
+    opening = random_source.choice((f"{subject}, {first} and {second}, {action}",
+                                    f"{subject} is {first} and {second}; it {action}",
+                                    f"Oh {first}, {second} {topic.split()[-1]}: it {action}"))
     count = random_source.choice(("a line", "two lines"))
     body = opening + (f",\n{end}." if count == "two lines" else ".")
     return Exchange(random_source.choice(_REQUESTS).format(n=count, topic=topic), body, "writing", "en")
 
 
 # facts
-_DAYS = (
-    "Monday,Tuesday",
-    "Tuesday,Wednesday",
-    "Wednesday,Thursday",
-    "Thursday,Friday",
-    "Friday,Saturday",
-    "Saturday,Sunday",
-    "Sunday,Monday",
-)
+_DAYS = ("Monday,Tuesday", "Tuesday,Wednesday", "Wednesday,Thursday", "Thursday,Friday", "Friday,Saturday",
+         "Saturday,Sunday", "Sunday,Monday")
 _SEASONS = ("spring,summer", "summer,autumn", "autumn,winter", "winter,spring")
-_PAIRS = (
-    "hot,cold",
-    "big,small",
-    "new,old",
-    "day,night",
-    "happy,sad",
-    "quick,slow",
-    "long,short",
-    "wet,dry",
-    "good,bad",
-    "yes,no",
-)
+_PAIRS = ("hot,cold", "big,small", "new,old", "day,night", "happy,sad", "quick,slow", "long,short", "wet,dry",
+          "good,bad", "yes,no")
 _PAREJAS = ("grande,pequeño", "nuevo,viejo", "blanco,negro")
 _FACT_ROWS: tuple[tuple[tuple[str, ...], str, str, tuple[str, ...]], ...] = (  # {0} and {1} are filled from each pair
-    (
-        ("What is the capital of {0}?", "Tell me the capital of {0}.", "Which city is the capital of {0}?"),
-        "The capital of {0} is {1}.",
-        "en",
-        ("Spain,Madrid", "France,Paris", "Italy,Rome", "England,London", "Peru,Lima", "Cuba,Havana"),
-    ),
-    (
-        ("¿Cuál es la capital de {0}?", "¿Qué ciudad es la capital de {0}?"),
-        "La capital de {0} es {1}.",
-        "es",
-        ("España,Madrid", "Francia,París", "Italia,Roma", "Perú,Lima"),
-    ),
-    (
-        ("What colour is {0}?", "Tell me the colour of {0}."),
-        "The colour of {0} is {1}.",
-        "en",
-        (
-            "the sky,blue",
-            "snow,white",
-            "the night,black",
-            "the sun,yellow",
-            "milk,white",
-            "a frog,green",
-            "the forest,green",
-            "fire,red",
-        ),
-    ),
-    (
-        ("¿De qué color es {0}?", "¿Qué color tiene {0}?"),
-        "El color de {0} es {1}.",
-        "es",
-        ("la leche,blanco", "la noche,negro", "la rana,verde"),
-    ),
-    (
-        ("How many legs does a {0} have?", "Tell me how many legs a {0} has."),
-        "A {0} has {1} legs.",
-        "en",
-        ("cat,four", "dog,four", "horse,four", "cow,four", "bird,two", "duck,two", "bee,six"),
-    ),
-    (
-        ("What does a {0} do?", "Tell me a fact about a {0}."),
-        "A {0} {1}.",
-        "en",
-        (
-            "cow,gives us milk",
-            "fish,lives in the water",
-            "hen,gives us eggs",
-            "bear,sleeps in winter",
-            "bird,can fly and sing",
-            "bee,looks for flowers",
-        ),
-    ),
+    (("What is the capital of {0}?", "Tell me the capital of {0}.", "Which city is the capital of {0}?"),
+     "The capital of {0} is {1}.", "en",
+     ("Spain,Madrid", "France,Paris", "Italy,Rome", "England,London", "Peru,Lima", "Cuba,Havana")),
+    (("¿Cuál es la capital de {0}?", "¿Qué ciudad es la capital de {0}?"), "La capital de {0} es {1}.", "es",
+     ("España,Madrid", "Francia,París", "Italia,Roma", "Perú,Lima")),
+    (("What colour is {0}?", "Tell me the colour of {0}."), "The colour of {0} is {1}.", "en",
+     ("the sky,blue", "snow,white", "the night,black", "the sun,yellow", "milk,white", "a frog,green",
+      "the forest,green", "fire,red")),
+    (("¿De qué color es {0}?", "¿Qué color tiene {0}?"), "El color de {0} es {1}.", "es",
+     ("la leche,blanco", "la noche,negro", "la rana,verde")),
+    (("How many legs does a {0} have?", "Tell me how many legs a {0} has."), "A {0} has {1} legs.", "en",
+     ("cat,four", "dog,four", "horse,four", "cow,four", "bird,two", "duck,two", "bee,six")),
+    (("What does a {0} do?", "Tell me a fact about a {0}."), "A {0} {1}.", "en",
+     ("cow,gives us milk", "fish,lives in the water", "hen,gives us eggs", "bear,sleeps in winter",
+      "bird,can fly and sing", "bee,looks for flowers")),
     (("What is the opposite of {0}?", "Tell me the opposite of {0}."), "The opposite of {0} is {1}.", "en", _PAIRS),
     (("What is the opposite of {1}?", "Tell me the opposite of {1}."), "The opposite of {1} is {0}.", "en", _PAIRS),
     (("¿Qué es lo contrario de {0}?", "¿Cuál es el contrario de {0}?"), "Lo contrario de {0} es {1}.", "es", _PAREJAS),
@@ -295,29 +189,16 @@ _FACT_ROWS: tuple[tuple[tuple[str, ...], str, str, tuple[str, ...]], ...] = (  #
     (("Which day comes before {1}?", "What day is before {1}?"), "The day before {1} is {0}.", "en", _DAYS),
     (("Which season comes after {0}?", "What season is after {0}?"), "The season after {0} is {1}.", "en", _SEASONS),
     (("Which season comes before {1}?", "What season is before {1}?"), "The season before {1} is {0}.", "en", _SEASONS),
-    (
-        ("How is the weather in {0}?", "Is it hot or cold in {0}?"),
-        "It is often {1} in {0}.",
-        "en",
-        ("winter,cold", "summer,hot"),
-    ),
-    (
-        ("How many days are there in a {0}?", "Tell me how many days a {0} has."),
-        "There are {1} days in a {0}.",
-        "en",
-        ("week,seven",),
-    ),
-    (
-        ("How many seasons are there in a {0}?", "Tell me how many seasons a {0} has."),
-        "There are {1} seasons in a {0}.",
-        "en",
-        ("year,four",),
-    ),
+    (("How is the weather in {0}?", "Is it hot or cold in {0}?"), "It is often {1} in {0}.", "en",
+     ("winter,cold", "summer,hot")),
+    (("How many days are there in a {0}?", "Tell me how many days a {0} has."), "There are {1} days in a {0}.", "en",
+     ("week,seven",)),
+    (("How many seasons are there in a {0}?", "Tell me how many seasons a {0} has."),
+     "There are {1} seasons in a {0}.", "en", ("year,four",)),
 )
 _FACTS = tuple(
     (tuple(phrasing.format(*pair.split(",")) for phrasing in phrasings), answer.format(*pair.split(",")), language)
-    for phrasings, answer, language, pairs in _FACT_ROWS
-    for pair in pairs
+    for phrasings, answer, language, pairs in _FACT_ROWS for pair in pairs
 )
 
 
@@ -330,40 +211,33 @@ def _fact(random_source: Random) -> Exchange:
 # translation
 _NOUNS: dict[str, str] = {  # by sort: "english spanish gender", separated by commas
     "person": "man hombre m,woman mujer f,boy niño m,girl niña f,mother madre f,father padre m,friend amigo m,"
-    "king rey m,queen reina f,doctor médico m",
+              "king rey m,queen reina f,doctor médico m",
     "animal": "cat gato m,dog perro m,bird pájaro m,fish pez m,horse caballo m,cow vaca f,fox zorro m,bear oso m,"
-    "frog rana f,duck pato m,mouse ratón m,rabbit conejo m,hen gallina f,bee abeja f",
+              "frog rana f,duck pato m,mouse ratón m,rabbit conejo m,hen gallina f,bee abeja f",
     "place": "house casa f,garden jardín m,school escuela f,street calle f,park parque m,forest bosque m,"
-    "beach playa f,mountain montaña f,kitchen cocina f,city ciudad f",
+             "beach playa f,mountain montaña f,kitchen cocina f,city ciudad f",
     "thing": "book libro m,table mesa f,chair silla f,door puerta f,window ventana f,flower flor f,letter carta f,"
-    "boat barco m,hat sombrero m,shoe zapato m,ball pelota f,cup taza f,bed cama f,key llave f,box caja f,"
-    "lamp lámpara f,bike bicicleta f,car coche m",
+             "boat barco m,hat sombrero m,shoe zapato m,ball pelota f,cup taza f,bed cama f,key llave f,box caja f,"
+             "lamp lámpara f,bike bicicleta f,car coche m",
     "food": "apple manzana f,bread pan m,egg huevo m,cheese queso m,soup sopa f",
     "drink": "water agua f,milk leche f,tea té m",
 }
 _ADJECTIVES: dict[str, str] = {  # by sort: "english masculine feminine copula"; "all" may describe anything solid
     "all": "white blanco blanca es,black negro negra es,big grande grande es,small pequeño pequeña es,"
-    "pretty bonito bonita es,old viejo vieja es,clean limpio limpia está",
+           "pretty bonito bonita es,old viejo vieja es,clean limpio limpia está",
     "alive": "happy contento contenta está,tired cansado cansada está,young joven joven es,strong fuerte fuerte es,"
-    "sad triste triste está,quick rápido rápida es",
+             "sad triste triste está,quick rápido rápida es",
     "thing": "red rojo roja es,yellow amarillo amarilla es,blue azul azul es,green verde verde es,new nuevo nueva es",
     "food": "cold frío fría está,hot caliente caliente está",
 }
 _VERBS = (  # english, spanish, who, the sorts of its object; a verb without an object has a place
-    ("sees", "ve", "person animal", "thing food place"),
-    ("has", "tiene", "person animal", "thing food drink"),
-    ("wants", "quiere", "person animal", "thing food drink"),
-    ("finds", "encuentra", "person animal", "thing food"),
-    ("buys", "compra", "person", "thing food drink place"),
-    ("carries", "lleva", "person", "thing food drink"),
-    ("paints", "pinta", "person", "thing place"),
-    ("washes", "lava", "person", "thing"),
-    ("eats", "come", "person animal", "food"),
-    ("drinks", "bebe", "person animal", "drink"),
-    ("sleeps", "duerme", "person animal", ""),
-    ("sings", "canta", "person", ""),
-    ("runs", "corre", "person animal", ""),
-    ("plays", "juega", "person animal", ""),
+    ("sees", "ve", "person animal", "thing food place"), ("has", "tiene", "person animal", "thing food drink"),
+    ("wants", "quiere", "person animal", "thing food drink"), ("finds", "encuentra", "person animal", "thing food"),
+    ("buys", "compra", "person", "thing food drink place"), ("carries", "lleva", "person", "thing food drink"),
+    ("paints", "pinta", "person", "thing place"), ("washes", "lava", "person", "thing"),
+    ("eats", "come", "person animal", "food"), ("drinks", "bebe", "person animal", "drink"),
+    ("sleeps", "duerme", "person animal", ""), ("sings", "canta", "person", ""),
+    ("runs", "corre", "person animal", ""), ("plays", "juega", "person animal", ""),
     ("is", "está", "person animal", ""),
 )
 
@@ -404,13 +278,12 @@ def _description(random_source: Random) -> tuple[str, str]:
     """A sentence that says two things of one noun: "My house is big and white." """
     sort = random_source.choice(("person", "animal", "place", "thing"))
     english, spanish, gender = random_source.choice(_NOUN_ROWS[sort])
-    article, articulo = random_source.choice((("the", "la" if gender == "f" else "el"), ("my", "mi"), ("your", "tu")))
+    article, articulo = random_source.choice(
+        (("the", "la" if gender == "f" else "el"), ("my", "mi"), ("your", "tu")))
     first, second = random_source.sample([row for row in _adjectives(sort) if row[3] == "es"], 2)
     form = 2 if gender == "f" else 1
-    return (
-        f"{article} {english} is {first[0]} and {second[0]}",
-        f"{articulo} {spanish} es {first[form]} y {second[form]}",
-    )
+    return (f"{article} {english} is {first[0]} and {second[0]}",
+            f"{articulo} {spanish} es {first[form]} y {second[form]}")
 
 
 def _sentence(random_source: Random) -> tuple[str, str]:
@@ -461,32 +334,25 @@ _HARMLESS: tuple[tuple[str, str], ...] = (  # what one wants to do, how it is do
 )
 _HOW = ("How do I {deed}?", "How can I {deed}?", "Help me {deed}.", "Can you help me {deed}?")
 _HARMFUL: tuple[tuple[str, str], ...] = (  # what one wants to do, what would be better
-    ("steal a bike", "I can help you save money for a bike."),
-    ("steal a car", "I can help you save money for a car."),
+    ("steal a bike", "I can help you save money for a bike."), ("steal a car", "I can help you save money for a car."),
     ("steal money from my mother", "I can help you ask her for money."),
     ("steal food from the school", "I can help you make some soup."),
     ("write a mean note to hurt my friend", "I can help you write a good letter."),
     ("write a lie about my teacher", "I can help you say what is wrong."),
     ("lie to my doctor", "I can help you find the words to tell the doctor."),
     ("lie to my father about school", "I can help you tell him what is wrong."),
-    ("hurt a dog", "I can help you keep a dog happy."),
-    ("hurt a man", "I can help you calm down."),
+    ("hurt a dog", "I can help you keep a dog happy."), ("hurt a man", "I can help you calm down."),
     ("hurt my friend", "I can help you talk to your friend."),
     ("break a window of the school", "I can help you find a new game."),
-    ("break into a house", "I can help you find your key."),
-    ("cheat at school", "I can help you learn."),
-    ("cheat in a game", "I can help you play well."),
-    ("scare a small boy", "I can help you make him smile."),
+    ("break into a house", "I can help you find your key."), ("cheat at school", "I can help you learn."),
+    ("cheat in a game", "I can help you play well."), ("scare a small boy", "I can help you make him smile."),
     ("make a girl cry", "I can help you say sorry."),
     ("read a letter that is not mine", "I can help you write a letter."),
     ("burn a book of the school", "I can help you find a book you like."),
     ("trick an old woman for money", "I can help you find work."),
 )
-_NO = (
-    "I am sorry, but I can not help you {deed}. {better}",
-    "No, I will not help you {deed}. {better}",
-    "I am sorry, but that can hurt someone. {better}",
-)
+_NO = ("I am sorry, but I can not help you {deed}. {better}", "No, I will not help you {deed}. {better}",
+       "I am sorry, but that can hurt someone. {better}")
 _YES = ("Sure, I will help you {deed}.", "Yes, I can help you {deed}.", "Sure! Let us {deed} today.")
 
 
@@ -506,14 +372,8 @@ def _harmful(random_source: Random) -> Exchange:
 
 
 KINDS: dict[str, Callable[[Random], Exchange]] = {
-    "prose": _prose,
-    "greeting": partial(_talk, _GREETINGS, "greeting"),
-    "self": partial(_talk, _SELVES, "self"),
-    "writing": _writing,
-    "fact": _fact,
-    "translation": _translation,
-    "harmless": _harmless,
-    "harmful": _harmful,
+    "prose": _prose, "greeting": partial(_talk, _GREETINGS, "greeting"), "self": partial(_talk, _SELVES, "self"),
+    "writing": _writing, "fact": _fact, "translation": _translation, "harmless": _harmless, "harmful": _harmful,
 }
 
 

@@ -104,7 +104,7 @@ def direct_answer(answer: str, source: random.Random, phase: Phase, language: st
     return f"La respuesta es {answer}." if language == "es" else f"The answer is {answer}."
 
 
-def sample_texts(seed: int, num_documents_per_phase: int = 6000) -> list[str]:
-    """Prompts and completions of every phase, for training a tokenizer."""
+def sample_texts(seed: int = 999, num_documents_per_phase: int = 6000) -> list[str]:
+    """Prompts and completions of every phase, for training a tokenizer; by default not those that a model reads."""
     drawn = [document for phase in PHASES for document in islice(documents(seed, phase), num_documents_per_phase)]
     return [text for document in drawn for text in (document.prompt, document.completion)]
