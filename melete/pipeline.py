@@ -113,7 +113,20 @@ def _summary(
         "stages": [{key: value for key, value in entry.items() if key != "transcripts"} for entry in entries],
         "learnt": what_was_learnt(entries),
         "transcripts": transcripts,
+        "control": _control(run.path, recipe),
     }
+
+
+def _control(run_dir: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """What the run `<name>-control` beside this one found, if there is one of the same seed."""
+    file = run_dir.with_name(f"{run_dir.name}-control") / "summary.json"
+    if not file.exists():
+        return None
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    evaluations = [evaluation for stage in summary["stages"] for evaluation in stage.get("evaluations", ())]
+    if summary["seed"] != recipe.seed or not evaluations:
+        return None
+    return {"name": summary["run"], "evaluations": [evaluations[0], evaluations[-1]]}
 
 
 @contextmanager

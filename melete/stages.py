@@ -35,7 +35,7 @@ from melete.tasks import make_task
 from melete.text.chat import opens_thought
 from melete.types import Problem, SamplingSettings
 
-SAVED_ROLLOUTS_PER_STEP = 4
+PROBLEMS_PER_SEED = 10**9
 
 
 class Interrupted(KeyboardInterrupt):
@@ -81,6 +81,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
         sampling=SamplingSettings(stage.max_new_tokens, stage.temperature),
         key_parts=(context.seed, stage.name),
         reference_refresh_steps=stage.reference_refresh_steps,
+        thought_opened=reward_context.thought_opened,
     )
     held_out = HeldOut(
         directory=context.run.path / "evaluations" / stage.name,
@@ -95,7 +96,8 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
     )
 
     def problems(step: int) -> list[Problem]:
-        first = step * stage.prompts_per_step
+        # another run seed draws other problems, and the same problem never comes twice in a run
+        first = context.seed * PROBLEMS_PER_SEED + step * stage.prompts_per_step
         return [task.problem("train", first + offset) for offset in range(stage.prompts_per_step)]
 
     recorder = Recorder(stage, context, learner, held_out)
@@ -105,7 +107,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
     points = sorted({round(share * stage.num_steps) for share in stage.evaluation.at})
     for point, following in zip([-1, *points], [*points, stage.num_steps], strict=True):
         if point >= 0:
-            recorder.evaluated(point, held_out.evaluate(point), is_new=start <= point)
+            recorder.evaluated(point, held_out.evaluate(point, may_sample=start <= point), is_new=start <= point)
         if start < following:
             rl.train(
                 start=max(start, point),
@@ -202,10 +204,10 @@ class Recorder:
 
 
 def _rollout_rows(stage: str, step: rl.Step) -> list[dict[str, Any]]:
-    """The siblings of the step's first problem, up to a few: enough to see what is being learnt."""
+    """The siblings of the step's first problem: enough to see what is being learnt."""
     group = step.groups[0]
     rows = []
-    for rollout, reward in list(zip(group.rollouts, group.rewards, strict=True))[:SAVED_ROLLOUTS_PER_STEP]:
+    for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
         rows.append(
             {
                 "stage": stage,

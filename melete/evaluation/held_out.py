@@ -24,6 +24,9 @@ from melete.tasks.base import Task
 from melete.text.chat import decode_completion, prompt_tokens
 from melete.types import Completion, Problem, Rollout, SamplingSettings
 
+_QUICK = ("pass@1", "pass@1/low", "pass@1/high", "share_thinking", "length_mean")
+_START_AGAIN = "restore the file, or delete this run directory and start again"
+
 
 class HeldOut:
     """Evaluations of one stage; `results` maps the step before which each was made to what it found."""
@@ -46,9 +49,14 @@ class HeldOut:
         self.seed, self.thought_opened = seed, thought_opened
         self.results: dict[int, EvaluationResult] = {}
 
-    def evaluate(self, step: int) -> EvaluationResult:
-        """The evaluation before step `step`: read back when it was made already, else made now and kept."""
+    def evaluate(self, step: int, *, may_sample: bool = True) -> EvaluationResult:
+        """The evaluation before step `step`: read back when it was made already, else made now and kept.
+
+        Raises `RunError` for a file that is damaged, or missing when the weights have moved on (not `may_sample`).
+        """
         path = self.directory / f"step-{step:06d}.jsonl"
+        if not path.exists() and not may_sample:
+            raise RunError("an evaluation is missing and cannot be made again", place=str(path), remedy=_START_AGAIN)
         result = self._read(path) if path.exists() else self._sample(self.num_problems, self.num_samples)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +67,7 @@ class HeldOut:
     def quick(self, num_problems: int) -> dict[str, Any]:
         """A point of the curve: the first `num_problems` once each, not kept."""
         row = self._sample(num_problems, 1).row()
-        return {name: row[name] for name in ("pass@1", "pass@1/low", "pass@1/high", "share_thinking", "length_mean")}
+        return {name: row.get(name) for name in _QUICK}
 
     def problems(self, count: int) -> list[Problem]:
         """The first `count` different held-out problems."""
@@ -96,9 +104,7 @@ class HeldOut:
             by_problem = {problem.problem_id: problem for problem in self.problems(self.num_problems)}
             results = [self._judged_again(by_problem[row["problem_id"]], row["samples"]) for row in rows]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"cannot read an evaluation: {error!r}", place=str(path), remedy="delete this file"
-            ) from error
+            raise RunError(f"cannot read an evaluation: {error!r}", place=str(path), remedy=_START_AGAIN) from error
         return summarise(results, seed=rollout_key(*self._key_parts, "statistics"))
 
     def _judged_again(self, problem: Problem, samples: list[dict[str, Any]]) -> ProblemResult:

@@ -33,6 +33,7 @@ class RLSettings:
     sampling: SamplingSettings
     key_parts: tuple[int | str, ...]
     reference_refresh_steps: int = 0
+    thought_opened: bool = False  # the template itself writes <think>
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,9 @@ def train(
         clock.append(time.perf_counter())
         spans = (after - before for before, after in itertools.pairwise(clock))
         timings = dict(zip(("sample_seconds", "grade_seconds", "update_seconds"), spans, strict=True))
-        on_step(Step(step, groups, update, step_metrics(groups, stats), timings))
+        on_step(
+            Step(step, groups, update, step_metrics(groups, stats, thought_opened=settings.thought_opened), timings)
+        )
 
 
 def sample_rollouts(

@@ -10,16 +10,19 @@ from melete.text.answers import parse_completion
 from melete.types import RolloutGroup
 
 
-def step_metrics(groups: Sequence[RolloutGroup], stats: Mapping[str, float]) -> dict[str, float]:
+def step_metrics(
+    groups: Sequence[RolloutGroup], stats: Mapping[str, float], *, thought_opened: bool = False
+) -> dict[str, float]:
     """Means over the rollouts of a step, the shape of its groups, and the learner's own numbers."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [reward for group in groups for reward in group.rewards]
     lengths = [len(rollout.completion.tokens) for rollout in rollouts]
     texts = [rollout.text for rollout in rollouts]
+    thoughts = [parse_completion(text, thought_opened=thought_opened).thought for text in texts]
     totals = [reward.total for reward in rewards if reward.total is not None]
     metrics = {
         "reward": _mean(totals),
-        "share_thinking": _mean([float(parse_completion(text).thought is not None) for text in texts]),
+        "share_thinking": _mean([float(thought is not None) for thought in thoughts]),
         "length_mean": _mean(lengths),
         "length_max": float(max(lengths)),
         "truncated_share": _mean([float(r.completion.finish_reason == "length") for r in rollouts]),
