@@ -45,6 +45,8 @@ def _logits_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor) -> Ten
 
 def _plain_head(model: PreTrainedModel) -> bool:
     """Whether logits are the head's product and nothing more (no cap, no scale), so that it may be applied apart."""
+    if model.base_model is model:  # the part without the head has a name that transformers does not know
+        return False
     scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
     config = model.config.get_text_config(decoder=True)
     return model.get_output_embeddings() is not None and not any(getattr(config, name, None) for name in scaled)

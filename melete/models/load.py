@@ -6,7 +6,6 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -54,7 +53,7 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTr
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # what a damaged file makes of the library is beyond counting
         raise ModelError(f"the model cannot be loaded: {error}", place=str(path), remedy=DAMAGED) from error
     if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers in their place
         what = f"{len(missing)} weights are missing, the first is {missing[0]}"
@@ -70,7 +69,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     path = resolve_model(str(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # what a damaged file makes of the library is beyond counting
         remedy = "save the tokenizer beside the model (tokenizer.save_pretrained)"
         raise ModelError(f"the tokenizer cannot be loaded: {error}", place=str(path), remedy=remedy) from error
     if tokenizer.pad_token_id is None:

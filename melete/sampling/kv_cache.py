@@ -47,9 +47,9 @@ class PreallocatedLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keeps these rows, some of them several times if they are named several times."""
-        self.key_buffer, self.value_buffer = self.key_buffer[indices], self.value_buffer[indices]
+        self.key_buffer, self.value_buffer = self.key_buffer[beam_idx], self.value_buffer[beam_idx]
         self._view()
 
 
@@ -71,3 +71,9 @@ def has_full_attention(config: PreTrainedConfig) -> bool:
     if kinds is None:
         return not (getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None))
     return set(kinds) == {"full_attention"}
+
+
+def has_attention(config: PreTrainedConfig) -> bool:
+    """Whether any layer looks at single tokens before it, rather than at a state that they have left behind."""
+    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None)
+    return kinds is None or not set(kinds) <= {"linear_attention", "conv"}

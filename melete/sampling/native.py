@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
-from melete.sampling.kv_cache import has_full_attention, make_cache
+from melete.sampling.kv_cache import has_attention, has_full_attention, make_cache
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
 
 SPARE_TOKENS = 64  # room in the cache after the prompt before it is doubled
@@ -115,7 +115,7 @@ class NativeSampler:
             lengths=torch.zeros(num_rows, dtype=torch.long, device=logits.device),
             stopped=torch.zeros(num_rows, dtype=torch.bool, device=logits.device),
         )
-        cache.batch_select_indices(row_prompt)  # the fork: every sibling gets its prompt's keys and values
+        cache.reorder_cache(row_prompt)  # the fork: every sibling gets its prompt's keys and values
         self._decode(logits[row_prompt], cache, mask[row_prompt], wave, settings)
         return self._completions(wave)
 
@@ -163,7 +163,7 @@ class NativeSampler:
             if num_open <= COMPACT_SHARE * len(alive):
                 kept = is_open.nonzero()[:, 0]
                 alive, tokens, mask, next_position = alive[kept], tokens[kept], mask[kept], next_position[kept]
-                cache.batch_select_indices(kept)
+                cache.reorder_cache(kept)
             width += 1
             logits = self.model(
                 input_ids=tokens[:, None],
@@ -200,8 +200,9 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _single_query_mask(mask: Tensor, model: PreTrainedModel) -> Tensor | None:
-    """The mask of a single query per row in the form that the model takes without further work; none if all is real."""
-    if bool(mask.all()):
+    """The mask of a single query per row in the form that the model takes without further work; none if none is needed."""
+    # a model without attention would multiply the new token by the mask of all tokens
+    if bool(mask.all()) or not has_attention(model.config):
         return None
     # a finished mask is taken as it is by every layer, so a window would be lost
     if model.config._attn_implementation == "sdpa" and has_full_attention(model.config):

@@ -83,6 +83,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown architecture": (edit_config(model_type="no_such_model"), "cannot be loaded"),
     "architecture without a head": (edit_config(model_type="vit"), "cannot be loaded"),
     "a size that is none": (edit_config(hidden_size="many"), "cannot be loaded"),
+    "no heads": (edit_config(num_attention_heads=0), "cannot be loaded"),
+    "config that is no table": (lambda path: (path / "config.json").write_text("null"), "cannot be loaded"),
     "config missing": (lambda path: (path / "config.json").unlink(), "no config.json"),
 }
 
@@ -98,7 +100,7 @@ def test_a_model_that_cannot_be_used_is_refused_with_place_and_remedy(damage: st
     assert isinstance(refusal.value, ValueError)
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"version": "1.0"}', '{"model": 3}'])
+@pytest.mark.parametrize("content", [None, "{", "null", '{"version": "1.0"}', '{"model": 3}'])
 def test_a_tokenizer_that_cannot_be_used_is_refused_with_place_and_remedy(content: str | None, broken: Path) -> None:
     if content is None:
         for file in broken.glob("tokenizer*"):
@@ -109,6 +111,14 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_with_place_and_remedy(conten
         load_tokenizer(broken)
     assert refusal.value.place == str(broken)
     assert "tokenizer" in refusal.value.remedy
+
+
+@pytest.mark.parametrize("config", ["null", "[]", '{"eos_token": 5}'])
+def test_a_tokenizer_whose_settings_are_damaged_is_refused(config: str, broken: Path) -> None:
+    (broken / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ModelError, match="tokenizer") as refusal:
+        load_tokenizer(broken)
+    assert refusal.value.place == str(broken)
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer, resolve_model])

@@ -8,14 +8,23 @@ import pytest
 import torch
 from tiny_models import MODELS, PROMPTS, deepseek, ending_often, llama, requests, sampled_batch, tokenizer
 from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconH1Config,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    Lfm2Config,
+    Llama4TextConfig,
+    MambaConfig,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from melete.functional.logprobs import logprobs
 from melete.learning.scoring import score
 from melete.sampling.native import NativeSampler
 from melete.types import Completion, SampleRequest, SamplingSettings
@@ -159,6 +168,37 @@ def test_a_model_that_looks_through_a_window_is_sampled_through_it(kind: str, im
     with torch.no_grad():
         scores = score(model, batch.tokens, batch.loss_mask, 1.0)
     torch.testing.assert_close(batch.rollout_logprobs, scores.logprobs, rtol=0, atol=1e-5)
+
+
+SMALL = dict(vocab_size=len(tokenizer()), hidden_size=32, num_hidden_layers=2, pad_token_id=0, initializer_range=0.2)
+HEADS = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64, intermediate_size_mlp=64)
+MAMBA = dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8)
+OTHER_KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
+    "learned positions": (GPT2Config, SMALL | dict(num_attention_heads=4)),
+    "biases for positions": (BloomConfig, SMALL | dict(n_layer=2, n_head=4)),
+    "chunked attention": (Llama4TextConfig, SMALL | HEADS | dict(num_local_experts=2, attention_chunk_size=4)),
+    "convolutions and attention": (Lfm2Config, SMALL | HEADS | dict(layer_types=["conv", "full_attention"])),
+    "a state and attention side by side": (FalconH1Config, SMALL | HEADS | MAMBA | dict(lm_head_multiplier=0.5)),
+    "a state and no attention": (MambaConfig, SMALL | dict(state_size=8)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_models_of_other_kinds_are_sampled_and_scored_alike(kind: str) -> None:
+    """I33: with rows forked, padded and removed, and against the whole logits of a row alone."""
+    make, sizes = OTHER_KINDS[kind]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(make(**sizes)).eval()
+    batch = sampled_batch(model)
+    with torch.no_grad():
+        scores = score(model, batch.tokens, batch.loss_mask, 1.0).logprobs
+        longest = int(batch.lengths.argmax())
+        alone = logprobs(
+            model(input_ids=batch.tokens[longest : longest + 1]).logits, batch.tokens[longest : longest + 1]
+        )
+    torch.testing.assert_close(batch.rollout_logprobs, scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores[longest], torch.where(batch.loss_mask[longest], alone[0], 0.0), rtol=0, atol=1e-5)
+    assert float(scores.min()) < -1
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 2}, {"top_p": 0.3}])
