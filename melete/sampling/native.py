@@ -8,6 +8,7 @@ rollout's key and the token's position, so neither the other rows nor the order 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,9 @@ class NativeSampler:
     ) -> None:
         self.model, self.tokenizer, self.max_rows, self.policy_version = model, tokenizer, max_rows, version
         self.end_tokens = torch.tensor(sorted(_end_tokens(model, tokenizer)), device=model.device)
+        # transformers takes a cache under a wrong name without a word and does not use it
+        takes = inspect.signature(model.forward).parameters
+        self.cache_argument = "cache_params" if "cache_params" in takes else "past_key_values"
         self.num_prefilled_tokens = self.num_decoded_tokens = 0  # how much work was done, padding not counted
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
@@ -134,9 +138,9 @@ class NativeSampler:
             input_ids=tokens,
             attention_mask=mask.long(),
             position_ids=_positions(mask),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.cache_argument: cache},
         )
         return output.logits[:, -1], cache, mask
 
@@ -169,9 +173,9 @@ class NativeSampler:
                 input_ids=tokens[:, None],
                 attention_mask=_single_query_mask(mask[:, :width], self.model),
                 position_ids=next_position[:, None],
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self.cache_argument: cache},
             ).logits[:, -1]
             next_position = next_position + 1
 
@@ -200,7 +204,7 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _single_query_mask(mask: Tensor, model: PreTrainedModel) -> Tensor | None:
-    """The mask of a single query per row in the form that the model takes without further work; none if none is needed."""
+    """The mask of a single query per row in the form that the model takes without further work, if one is needed."""
     # a model without attention would multiply the new token by the mask of all tokens
     if bool(mask.all()) or not has_attention(model.config):
         return None

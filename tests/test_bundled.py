@@ -1,0 +1,98 @@
+"""What comes with the package keeps its promises: the base shows what RL needs, and every recipe trains."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from melete.config import bundled_recipes, load_recipe
+from melete.evaluation.evaluate import EvaluationResult
+from melete.evaluation.held_out import HeldOut
+from melete.live import View
+from melete.models.load import load_model, load_tokenizer, resolve_model
+from melete.pipeline import run_recipe
+from melete.sampling.native import NativeSampler
+from melete.schema import RLStage
+from melete.tasks import make_task
+from melete.types import SamplingSettings
+
+MEBIBYTE = 2**20
+SHORT = {
+    "r1-zero-tiny": (
+        "rl.num_steps=2",
+        "rl.warmup_steps=1",
+        "rl.prompts_per_step=4",
+        "rl.evaluation.num_problems=4",
+        "rl.evaluation.num_samples=2",
+    ),
+    "pretrain-tiny": ("pretrain.num_tokens=12000", "pretrain.tokens_per_batch=4096", "pretrain.num_workers=1"),
+}
+SHORT["r1-zero-tiny-control"] = SHORT["r1-zero-tiny"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> EvaluationResult:
+    """The bundled base on the held-out problems of `r1-zero-tiny`."""
+    stage = load_recipe("r1-zero-tiny").stages[0]
+    assert isinstance(stage, RLStage)
+    tokenizer, model = load_tokenizer("tiny"), load_model("tiny")
+    held_out = HeldOut(
+        directory=tmp_path_factory.mktemp("evaluations"),
+        task=make_task(stage.task.name, stage.task.own_settings()),
+        sampler=NativeSampler(model, tokenizer),
+        tokenizer=tokenizer,
+        settings=SamplingSettings(stage.max_new_tokens, stage.temperature),
+        num_problems=60,
+        num_samples=16,
+        seed=7,
+        thought_opened=False,
+    )
+    return held_out.evaluate(0)
+
+
+def test_the_base_is_small_and_of_deepseek_v3s_architecture():
+    files = [file for file in resolve_model("tiny").iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 12 * MEBIBYTE
+    model = load_model("tiny")
+    assert type(model).__name__ == "DeepseekV3ForCausalLM"
+    assert 1e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 4e6
+
+
+def test_thinking_makes_the_base_right_at_least_twice_as_often(base: EvaluationResult):
+    assert base.accuracy_with_thought is not None
+    assert base.accuracy_without_thought is not None
+    assert base.accuracy_with_thought >= 0.6
+    assert base.accuracy_with_thought >= 2 * base.accuracy_without_thought
+
+
+def test_the_base_thinks_now_and_then_and_leaves_room_to_learn(base: EvaluationResult):
+    assert 0.15 <= base.share_thinking <= 0.35
+    assert 0.2 <= base.pass_at[1].mean <= 0.5
+    eights = [problem.samples[half : half + 8] for problem in base.problems for half in (0, 8)]
+    dead = [len({sample.judgement.correct for sample in eight}) == 1 for eight in eights]
+    assert sum(dead) <= len(dead) / 2
+
+
+def test_the_majority_of_the_base_is_right_more_often_than_one_sample(base: EvaluationResult):
+    assert base.majority_at[16].low > base.pass_at[1].high
+
+
+def test_every_bundled_recipe_is_tried_here():
+    assert set(SHORT) == set(bundled_recipes())
+
+
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_every_bundled_recipe_trains(name: str, tmp_path: Path):
+    recipe = load_recipe(name, SHORT[name])
+    console = Console(file=io.StringIO())
+    with View([stage.name for stage in recipe.stages], plain=True, console=console) as view:
+        run_dir = run_recipe(recipe, tmp_path / name, view=view, command=f"melete run {name}")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert len([row for row in rows if "loss" in row]) >= 2
+    stage = recipe.stages[0].name
+    load_model(run_dir / "models" / stage)
+    assert (run_dir / "report.html").exists()
