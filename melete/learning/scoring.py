@@ -37,9 +37,10 @@ def score(model: PreTrainedModel, tokens: Tensor, mask: Tensor, temperature: flo
 
 def _logits_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor) -> Tensor:
     """Logits [N, V] at the positions whose next token is wanted."""
-    if _plain_head(model):
+    head = model.get_output_embeddings()
+    if head is not None and _plain_head(model):
         hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        return model.get_output_embeddings()(hidden[:, :-1][predicted])
+        return head(hidden[:, :-1][predicted])
     return model(input_ids=tokens, use_cache=False).logits[:, :-1][predicted]
 
 
@@ -49,4 +50,4 @@ def _plain_head(model: PreTrainedModel) -> bool:
         return False
     scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
     config = model.config.get_text_config(decoder=True)
-    return model.get_output_embeddings() is not None and not any(getattr(config, name, None) for name in scaled)
+    return not any(getattr(config, name, None) for name in scaled)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, distributed
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from melete.corpus.mix import PHASES, Document, documents
 from melete.models.moe import RouterBalancer
+from melete.text.chat import pad_token
 
 POOL_SIZE = 2048
 
@@ -42,7 +44,7 @@ class PretrainSettings:
 def encode_documents(tokenizer: PreTrainedTokenizerFast, batch: list[Document]) -> list[list[int]]:
     """One token list per document, in the chat format; plain prose has no turns."""
     fast, ids = tokenizer.backend_tokenizer, tokenizer.convert_tokens_to_ids
-    bos, end, user, assistant = (ids(t) for t in ("<|bos|>", "<|end|>", "<|user|>", "<|assistant|>"))
+    bos, end, user, assistant = cast(list[int], ids(["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>"]))
     prompts = fast.encode_batch_fast([d.prompt for d in batch])
     completions = fast.encode_batch_fast([d.completion for d in batch])
     return [
@@ -64,7 +66,7 @@ def token_batches(
         rows.sort(key=len)
         batches = list(_cut(rows, settings.tokens_per_batch // settings.num_workers))
         for index in torch.randperm(len(batches), generator=generator).tolist():
-            yield _pad(batches[index], tokenizer.pad_token_id)
+            yield _pad(batches[index], pad_token(tokenizer))
 
 
 def _cut(rows: list[list[int]], max_tokens: int) -> Iterator[list[list[int]]]:
@@ -109,6 +111,7 @@ def pretrain(
     balancer = RouterBalancer(model, settings.router_bias_rate)
     model.train()
     seen, step = 0, 0
+    pad = pad_token(tokenizer)
     for tokens in token_batches(tokenizer, settings, rank, lambda: seen / settings.num_tokens):  # noqa: B023 - the latest is meant
         started = time.perf_counter()
         progress = seen / settings.num_tokens
@@ -117,7 +120,7 @@ def pretrain(
         # right padding and causal attention: no real token ever sees a pad, so no mask is needed
         logits = model(input_ids=tokens).logits[:, :-1]
         targets = tokens[:, 1:].flatten()
-        targets = targets.masked_fill(targets.eq(tokenizer.pad_token_id), -100)
+        targets = targets.masked_fill(targets.eq(pad), -100)
         loss_sum = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum")
         loss_sum.backward()
         loss, num_tokens = _mean_over_workers(model, balancer, loss_sum.detach(), (targets != -100).sum())

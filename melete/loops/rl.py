@@ -21,7 +21,7 @@ from melete.rewards.grade import grade_groups
 from melete.rewards.rules import RewardFunction
 from melete.sampling.keys import rollout_key
 from melete.sampling.protocol import Sampler
-from melete.text.chat import decode_completion, prompt_tokens
+from melete.text.chat import decode_completion, pad_token, prompt_tokens
 from melete.types import Problem, Rollout, RolloutGroup, SampleRequest, SamplingSettings
 
 
@@ -67,7 +67,7 @@ def train(
         rollouts = sample_rollouts(sampler, tokenizer, problems(step), settings, step)
         clock.append(time.perf_counter())
         groups = grade_groups(rollouts, rewards, reward_weights)
-        batch = Batch.from_groups(groups, tokenizer.pad_token_id)
+        batch = Batch.from_groups(groups, pad_token(tokenizer))
         clock.append(time.perf_counter())
         update = credit(batch, annotate(batch, learner, algorithm), algorithm)
         stats = learner.update(update, algorithm)
@@ -76,7 +76,7 @@ def train(
         sampler.load_weights(learner.weights(), version=step + 1)
         clock.append(time.perf_counter())
         spans = (after - before for before, after in itertools.pairwise(clock))
-        timings = dict(zip(("sample_seconds", "grade_seconds", "update_seconds"), spans, strict=True))
+        timings: dict[str, float] = dict(zip(("sample_seconds", "grade_seconds", "update_seconds"), spans, strict=True))
         on_step(
             Step(step, groups, update, step_metrics(groups, stats, thought_opened=settings.thought_opened), timings)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,7 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTr
     """
     path = resolve_model(str(name))
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             use_safetensors=True,
@@ -53,6 +54,7 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTr
             trust_remote_code=False,
             output_loading_info=True,
         )
+        model, loading = loaded
     except Exception as error:  # what a damaged file makes of the library is beyond counting
         raise ModelError(f"the model cannot be loaded: {error}", place=str(path), remedy=DAMAGED) from error
     if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers in their place

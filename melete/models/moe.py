@@ -7,6 +7,9 @@ buffer (`e_score_correction_bias`) and never changes it, so the trainer has to.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,22 +26,33 @@ def bias_step(bias: Tensor, load: Tensor, rate: float) -> Tensor:
 class RouterBalancer:
     """Counts the tokens that each expert receives while gradients are on, and moves the biases when asked.
 
+    Padding is not counted: how rows are split over micro-batches must not change a bias.
+
     A model without such routers is fine: then there is nothing to do.
     """
 
     def __init__(self, model: nn.Module, rate: float = 0.001) -> None:
         self.rate = rate
         self.routers = [m for m in model.modules() if isinstance(getattr(m, "e_score_correction_bias", None), Tensor)]
-        self.loads = [torch.zeros_like(m.e_score_correction_bias) for m in self.routers]
+        self.loads = [torch.zeros_like(_bias(router)) for router in self.routers]
+        self.is_real: Tensor | None = None  # [B * T] of the forward pass under way
+        self.pad_token_id = getattr(getattr(model, "config", None), "pad_token_id", None)
+        if self.routers:
+            getattr(model, "base_model", model).register_forward_pre_hook(self._remember, with_kwargs=True)
         for index, router in enumerate(self.routers):
             router.register_forward_hook(self._count(index))
+
+    def _remember(self, _module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        tokens = named.get("input_ids", inputs[0] if inputs else None)
+        known = isinstance(tokens, Tensor) and self.pad_token_id is not None
+        self.is_real = tokens.ne(self.pad_token_id).flatten() if known else None
 
     def _count(self, index: int):
         def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
             if torch.is_grad_enabled():
-                chosen = output[-1].flatten()
+                chosen = output[-1] if self.is_real is None else output[-1][self.is_real]
                 load = self.loads[index]
-                load += torch.bincount(chosen, minlength=load.numel()).to(load)
+                load += torch.bincount(chosen.flatten(), minlength=load.numel()).to(load)
 
         return hook
 
@@ -48,6 +62,11 @@ class RouterBalancer:
         for router, load in zip(self.routers, self.loads, strict=True):
             if load.sum() > 0:
                 worst = max(worst, float(load.max() / load.mean()))
-                router.e_score_correction_bias.copy_(bias_step(router.e_score_correction_bias, load, self.rate))
+                bias = _bias(router)  # looked up each time: moving a model to a device replaces its buffers
+                bias.copy_(bias_step(bias, load, self.rate))
             load.zero_()
         return {"expert_load_max": worst} if self.routers else {}
+
+
+def _bias(router: nn.Module) -> Tensor:
+    return router.get_buffer("e_score_correction_bias")

@@ -71,7 +71,7 @@ def tiny_model(
         routed_scaling_factor=1.0,
         norm_topk_prob=True,
         max_position_embeddings=512,
-        rope_theta=1000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
         initializer_range=0.06,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -48,7 +48,6 @@ class PreallocatedLayer(DynamicLayer):
         return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keeps these rows, some of them several times if they are named several times."""
         self.key_buffer, self.value_buffer = self.key_buffer[beam_idx], self.value_buffer[beam_idx]
         self._view()
 
@@ -77,3 +76,8 @@ def has_attention(config: PreTrainedConfig) -> bool:
     """Whether any layer looks at single tokens before it, rather than at a state that they have left behind."""
     kinds = getattr(config.get_text_config(decoder=True), "layer_types", None)
     return kinds is None or not set(kinds) <= {"linear_attention", "conv"}
+
+
+def select_rows(cache: Cache, rows: Tensor) -> None:
+    """Keeps these rows of the cache, in this order; a row that is named several times is copied."""
+    cache.reorder_cache(cast(torch.LongTensor, rows))  # the one selection that layers with a state have too

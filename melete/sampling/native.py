@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 
 from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
-from melete.sampling.kv_cache import has_attention, has_full_attention, make_cache
+from melete.sampling.kv_cache import has_attention, has_full_attention, make_cache, select_rows
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
 
 SPARE_TOKENS = 64  # room in the cache after the prompt before it is doubled
@@ -119,7 +119,7 @@ class NativeSampler:
             lengths=torch.zeros(num_rows, dtype=torch.long, device=logits.device),
             stopped=torch.zeros(num_rows, dtype=torch.bool, device=logits.device),
         )
-        cache.reorder_cache(row_prompt)  # the fork: every sibling gets its prompt's keys and values
+        select_rows(cache, row_prompt)  # the fork: every sibling gets its prompt's keys and values
         self._decode(logits[row_prompt], cache, mask[row_prompt], wave, settings)
         return self._completions(wave)
 
@@ -167,7 +167,7 @@ class NativeSampler:
             if num_open <= COMPACT_SHARE * len(alive):
                 kept = is_open.nonzero()[:, 0]
                 alive, tokens, mask, next_position = alive[kept], tokens[kept], mask[kept], next_position[kept]
-                cache.reorder_cache(kept)
+                select_rows(cache, kept)
             width += 1
             logits = self.model(
                 input_ids=tokens[:, None],

@@ -43,5 +43,8 @@ def _malformed(text: str) -> ParsedCompletion:
     head, closed, tail = text.partition("</think>")
     thought = head.split("<think>", 1)[1].strip() if "<think>" in head else None
     visible = tail if closed else ("" if thought is not None else text)
-    answers = re.findall(r"<answer>(.*?)</answer>", visible, re.DOTALL)
+    # tag by tag, because a pattern with "anything" in the middle takes quadratic time on unclosed tags
+    tags, pieces = _TAG.findall(visible), _TAG.split(visible)
+    closing = zip(tags, [*tags[1:], ""], strict=True)
+    answers = [pieces[i + 1] for i, pair in enumerate(closing) if pair == ("<answer>", "</answer>")]
     return ParsedCompletion(thought, answers[0].strip() if len(answers) == 1 else None, False)

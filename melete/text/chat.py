@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +20,17 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
         raise ModelError("the tokenizer has no chat template", remedy="set tokenizer.chat_template and save it")
     turns = [{"role": m.role, "content": m.content} for m in messages]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-    return tuple(ids)
+    return tuple(cast(list[int], ids))
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills rows up.
+
+    Raises `ModelError` when the tokenizer has none; `load_tokenizer` gives it one.
+    """
+    if not isinstance(tokenizer.pad_token_id, int):
+        raise ModelError("the tokenizer has no pad token", remedy="set tokenizer.pad_token = tokenizer.eos_token")
+    return tokenizer.pad_token_id
 
 
 def opens_thought(tokenizer: PreTrainedTokenizerBase) -> bool:

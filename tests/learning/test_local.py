@@ -137,11 +137,15 @@ def test_the_whole_gradient_is_clipped_once(max_grad_norm: float) -> None:
 @pytest.mark.parametrize("with_old", [True, False])
 def test_the_first_step_on_its_own_rollouts_has_ratio_one(kind: str, with_old: bool) -> None:
     """I10: with log-probs computed before, or standing in for themselves."""
-    model = MODELS[kind]().train()  # the learner switches dropout off by itself
+    model = MODELS[kind]()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
     learner = learner_of(model, temperature=0.7, max_tokens_per_microbatch=60)
     batch = sampled_batch(model, temperature=0.7)
+    model.train()  # sampler and learner switch dropout off by themselves
     algorithm = resolve("dapo")
     streams = {"old_logprobs": learner.logprobs(batch)} if with_old else {}
+    model.train()
     metrics = learner.update(credit(batch, Annotations(streams), algorithm), algorithm)
     assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["clip_fraction"] == 0.0
@@ -248,8 +252,8 @@ def test_what_stands_outside_the_mask_is_not_read() -> None:
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_a_label_of_the_prompt_has_no_gradient_of_its_own() -> None:
-    """I32: a last prompt token no completion token sees through is worth nothing; the loss is the completion's."""
+def test_the_tokens_of_a_prompt_are_never_labels() -> None:
+    """I32: the head is applied once for each token that the policy wrote."""
     model = llama()
     batch = sampled_batch(model)
     heads: list[int] = []

@@ -90,7 +90,7 @@ def test_only_the_tokens_of_the_completion_reach_the_head(kind: str) -> None:
 
 
 def test_nothing_is_scored_outside_the_mask() -> None:
-    """I32: a prompt's token may be any, as long as nothing after it can see it."""
+    """I32: a row without scored tokens, and the tokens after the scored one, may be anything."""
     model = llama()
     tokens, mask = rows(8, 5)
     mask[0], mask[1] = False, torch.arange(8) == 2

@@ -11,6 +11,7 @@ from melete.algorithms import resolve
 from melete.batch import demonstrations
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
+from melete.models.load import load_model, load_tokenizer
 from melete.models.moe import RouterBalancer, bias_step
 
 
@@ -66,3 +67,20 @@ def test_a_model_without_such_routers_has_nothing_to_balance() -> None:
     balancer = RouterBalancer(model)
     model(input_ids=random_rows(0))
     assert balancer.step() == {}
+
+
+def test_padding_is_not_counted_so_a_split_changes_no_load():
+    """I1: the loads of two trimmed micro-batches add up to those of the padded whole."""
+    tokenizer, model = load_tokenizer("tiny"), load_model("tiny")
+    balancer = RouterBalancer(model)
+    short, long = [5, 6, 7], [8, 9, 10, 11, 12, 13]
+    pad = [tokenizer.pad_token_id] * 3
+    model(input_ids=torch.tensor([short + pad, long]))
+    whole = [load.clone() for load in balancer.loads]
+    for load in balancer.loads:
+        load.zero_()
+    model(input_ids=torch.tensor([short]))
+    model(input_ids=torch.tensor([long]))
+    for together, apart in zip(whole, balancer.loads, strict=True):
+        torch.testing.assert_close(together, apart)
+        assert together.sum() == model.config.num_experts_per_tok * 9

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -173,7 +173,7 @@ def test_a_model_that_looks_through_a_window_is_sampled_through_it(kind: str, im
 SMALL = dict(vocab_size=len(tokenizer()), hidden_size=32, num_hidden_layers=2, pad_token_id=0, initializer_range=0.2)
 HEADS = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64, intermediate_size_mlp=64)
 MAMBA = dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8)
-OTHER_KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
+OTHER_KINDS: Mapping[str, tuple[type[PreTrainedConfig], Mapping[str, object]]] = {
     "learned positions": (GPT2Config, SMALL | dict(num_attention_heads=4)),
     "biases for positions": (BloomConfig, SMALL | dict(n_layer=2, n_head=4)),
     "chunked attention": (Llama4TextConfig, SMALL | HEADS | dict(num_local_experts=2, attention_chunk_size=4)),
@@ -193,9 +193,8 @@ def test_models_of_other_kinds_are_sampled_and_scored_alike(kind: str) -> None:
     with torch.no_grad():
         scores = score(model, batch.tokens, batch.loss_mask, 1.0).logprobs
         longest = int(batch.lengths.argmax())
-        alone = logprobs(
-            model(input_ids=batch.tokens[longest : longest + 1]).logits, batch.tokens[longest : longest + 1]
-        )
+        row = batch.tokens[longest : longest + 1]
+        alone = logprobs(model(input_ids=row).logits, row)
     torch.testing.assert_close(batch.rollout_logprobs, scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(scores[longest], torch.where(batch.loss_mask[longest], alone[0], 0.0), rtol=0, atol=1e-5)
     assert float(scores.min()) < -1

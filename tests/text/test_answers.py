@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,7 +99,7 @@ def test_text_without_tags_is_neither_thought_nor_answer(text: str) -> None:
 
 def test_a_long_malformed_completion_is_parsed_at_once() -> None:
     """I41: no backtracking without end."""
-    assert parse_completion("<answer>" * 3000).answer is None
+    assert parse_completion("<answer>" * 1000).answer is None
     assert parse_completion("<think>" * 20000 + "</think>" * 20000).answer is None
 
 
@@ -113,3 +115,10 @@ def test_a_long_malformed_completion_is_parsed_at_once() -> None:
 def test_an_integer_is_one_number_and_nothing_else(text: str, value: int | None) -> None:
     """I41: nothing is evaluated."""
     assert parse_integer(text) == value
+
+
+def test_hostile_tags_are_read_in_linear_time():
+    """I41: a hundred thousand unclosed answers are refused at once."""
+    started = time.perf_counter()
+    assert parse_completion("<answer>" * 100_000).answer is None
+    assert time.perf_counter() - started < 2
