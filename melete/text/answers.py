@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 _TAG = re.compile(r"</?think>|</?answer>")
 
@@ -45,6 +46,5 @@ def _malformed(text: str) -> ParsedCompletion:
     visible = tail if closed else ("" if thought is not None else text)
     # tag by tag, because a pattern with "anything" in the middle takes quadratic time on unclosed tags
     tags, pieces = _TAG.findall(visible), _TAG.split(visible)
-    closing = zip(tags, [*tags[1:], ""], strict=True)
-    answers = [pieces[i + 1] for i, pair in enumerate(closing) if pair == ("<answer>", "</answer>")]
+    answers = [pieces[i + 1] for i, pair in enumerate(pairwise(tags)) if pair == ("<answer>", "</answer>")]
     return ParsedCompletion(thought, answers[0].strip() if len(answers) == 1 else None, False)
