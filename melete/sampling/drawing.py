@@ -17,7 +17,7 @@ def draw(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tuple[
     temperature = settings.temperature or 1.0
     logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
     if settings.temperature == 0:
-        tokens = logprobs.argmax(dim=-1)
+        tokens = logits.argmax(dim=-1)  # log-probs of logits that are almost equal may round to the same number
     else:
         cumulative = _cut(logprobs.exp(), settings).double().cumsum(dim=-1)
         # strictly above: a token of probability 0 is never reached, not even by a uniform number of 0

@@ -71,8 +71,15 @@ def test_a_token_of_probability_zero_is_never_drawn(logits: list[float], uniform
 @given(logits=logit_rows, uniform=any_uniform)
 def test_greedy_takes_the_most_likely_whatever_the_number(logits: list[float], uniform: float) -> None:
     token, logprob = drawn(logits, uniform, temperature=0)
-    assert logits[token] == max(logits)
+    assert logits[token] == pytest.approx(max(logits), rel=1e-6, abs=1e-6)  # equal in fp32
     assert logprob == pytest.approx(math.log(softmax(logits, 1.0)[token]), abs=1e-4)
+
+
+def test_greedy_tells_logits_apart_whose_logprobs_are_rounded_to_the_same() -> None:
+    higher = float(torch.nextafter(torch.tensor(0.001), torch.tensor(1.0)))
+    logits = torch.tensor([[8.0, 0.001, higher]])
+    assert torch.log_softmax(logits, dim=-1)[0, 1:].unique().numel() == 1
+    assert drawn([0.001, higher, -8.0], 0.5, temperature=0)[0] == 1
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
