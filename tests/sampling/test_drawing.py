@@ -77,9 +77,9 @@ def test_greedy_takes_the_most_likely_whatever_the_number(logits: list[float], u
 
 def test_greedy_tells_logits_apart_whose_logprobs_are_rounded_to_the_same() -> None:
     higher = float(torch.nextafter(torch.tensor(0.001), torch.tensor(1.0)))
-    logits = torch.tensor([[8.0, 0.001, higher]])
-    assert torch.log_softmax(logits, dim=-1)[0, 1:].unique().numel() == 1
-    assert drawn([0.001, higher, -8.0], 0.5, temperature=0)[0] == 1
+    logits = [0.001, higher, -8.0]
+    assert torch.log_softmax(torch.tensor(logits), dim=-1)[:2].unique().numel() == 1
+    assert drawn(logits, 0.5, temperature=0)[0] == 1
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
