@@ -36,7 +36,7 @@ class RouterBalancer:
         self.routers = [m for m in model.modules() if isinstance(getattr(m, "e_score_correction_bias", None), Tensor)]
         self.loads = [torch.zeros_like(_bias(router)) for router in self.routers]
         self.is_real: Tensor | None = None  # [B * T] of the forward pass under way
-        self.pad_token_id = getattr(getattr(model, "config", None), "pad_token_id", None)
+        self.pad_token_id: int | None = getattr(getattr(model, "config", None), "pad_token_id", None)
         if self.routers:
             getattr(model, "base_model", model).register_forward_pre_hook(self._remember, with_kwargs=True)
         for index, router in enumerate(self.routers):
@@ -44,8 +44,10 @@ class RouterBalancer:
 
     def _remember(self, _module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         tokens = named.get("input_ids", inputs[0] if inputs else None)
-        known = isinstance(tokens, Tensor) and self.pad_token_id is not None
-        self.is_real = tokens.ne(self.pad_token_id).flatten() if known else None
+        if isinstance(tokens, Tensor) and self.pad_token_id is not None:
+            self.is_real = tokens.ne(self.pad_token_id).flatten()
+        else:
+            self.is_real = None
 
     def _count(self, index: int):
         def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
