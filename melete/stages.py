@@ -33,6 +33,7 @@ from melete.sampling.native import NativeSampler
 from melete.schema import PretrainStage, RLStage
 from melete.tasks import make_task
 from melete.text.chat import opens_thought
+from melete.threads import threads_for
 from melete.types import Problem, SamplingSettings
 
 PROBLEMS_PER_SEED = 10**9
@@ -58,6 +59,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
     started = time.perf_counter()
     source = context.model_path(stage.model)
     tokenizer, model = load_tokenizer(source), load_model(source)
+    torch.set_num_threads(threads_for(model.num_parameters(), torch.get_num_threads()))
     balancer = RouterBalancer(model)
     sampler = NativeSampler(model, tokenizer)
     learner = LocalLearner(

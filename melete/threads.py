@@ -1,8 +1,8 @@
 """How many threads the mathematics uses; has to be decided before torch is loaded.
 
-Small matrices gain little from many threads, and threads that spin while another process wants the core are ten times
-slower than one thread. So: few threads, and waiting ones sleep. The number is fixed by the machine and never by its
-load, because the order of a sum depends on it.
+Threads that spin while another process wants the core are ten times slower than one thread, so waiting ones sleep; and
+waking them costs more than a small model's products do, so a small model has one thread. The number is fixed by machine
+and model, never by the load, because the order of a sum depends on it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Mapping, MutableMapping
 from melete.errors import RecipeError
 
 MAX_DEFAULT_THREADS = 4
+SMALL_MODEL = 20_000_000  # parameters; the bundled base of 1 M takes 1.6 times as long with two threads (LOG.md)
+OURS = "MELETE_SET_THREADS"  # tells child processes that OMP_NUM_THREADS is no choice of the user's
 
 
 def num_threads(environment: Mapping[str, str], num_cores: int) -> int:
@@ -42,8 +44,22 @@ def usable_cores() -> int:
 def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> int:
     """Sets the variables that torch's libraries read when they are loaded; returns the number of threads."""
     count = num_threads(environment, usable_cores())
+    if environment.get("OMP_NUM_THREADS", "").strip() not in ("", environment.get(OURS)):
+        environment["MELETE_THREADS"] = str(count)  # a user's choice, which the lines below would hide
+    environment[OURS] = str(count)
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[variable] = str(count)
     return count
+
+
+def threads_for(num_parameters: int, available: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Threads for a model of that size: MELETE_THREADS, else one for a small model and `available` for others.
+
+    >>> threads_for(10**6, 4, {}), threads_for(10**9, 4, {}), threads_for(10**6, 4, {"MELETE_THREADS": "2"})
+    (1, 4, 2)
+    """
+    if environment.get("MELETE_THREADS", "").strip():
+        return num_threads(environment, available)
+    return 1 if num_parameters < SMALL_MODEL else available

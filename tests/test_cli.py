@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from melete.cli import app, plain_errors
 from melete.config import bundled_recipes
 from melete.errors import ModelError, RecipeError
-from melete.threads import num_threads, prepare_threads
+from melete.threads import num_threads, prepare_threads, threads_for
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +166,13 @@ def test_waiting_threads_sleep_and_a_users_choice_stays():
     fresh: dict[str, str] = {"MELETE_THREADS": "1"}
     prepare_threads(fresh)
     assert fresh["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_small_model_has_one_thread_unless_the_user_says_otherwise():
+    machine: dict[str, str] = {}
+    prepare_threads(machine)
+    prepare_threads(machine)  # a child process inherits what was set here, which is no choice of the user's
+    assert (threads_for(10**6, 4, machine), threads_for(10**9, 4, machine)) == (1, 4)
+    chosen = {"OMP_NUM_THREADS": "3"}
+    prepare_threads(chosen)
+    assert threads_for(10**6, 3, chosen) == 3

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "schema": LEAVES,
     "recipe_checks": LEAVES | {"schema", "algorithms", "rewards", "tasks"},
     "config": LEAVES | {"schema", "recipe_checks"},
-    "stages": BELOW_STAGES | {"schema", "recipe_checks", "live"},
+    "stages": BELOW_STAGES | {"schema", "recipe_checks", "live", "threads"},
     "pipeline": BELOW_STAGES | {"schema", "stages", "live", "report"},
     "cli": LEAVES | {"schema", "config", "pipeline", "live", "report", "threads"},
 }
