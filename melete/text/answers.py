@@ -47,4 +47,5 @@ def _malformed(text: str) -> ParsedCompletion:
     # tag by tag, because a pattern with "anything" in the middle takes quadratic time on unclosed tags
     tags, pieces = _TAG.findall(visible), _TAG.split(visible)
     answers = [pieces[i + 1] for i, pair in enumerate(pairwise(tags)) if pair == ("<answer>", "</answer>")]
-    return ParsedCompletion(thought, answers[0].strip() if len(answers) == 1 else None, False)
+    is_one = tags.count("<answer>") == 1 and len(answers) == 1  # one inside another is two
+    return ParsedCompletion(thought, answers[0].strip() if is_one else None, False)
