@@ -36,6 +36,9 @@ class Batch:
     group_ids: Tensor  # [B] long, numbered by first appearance of the group's id
     rewards: Tensor  # [B] fp32, 0 where not valid
     valid: Tensor  # [B] bool, False where a grader failed
+    truncated: Tensor  # [B] bool, True where the limit cut the completion
+    reward_parts: Tensor  # [B, K] fp32 in the order of `part_names`, 0 where a part is missing
+    part_names: tuple[str, ...]
     policy_versions: Tensor  # [B] long, the weights that wrote the row
 
     @classmethod
@@ -46,7 +49,10 @@ class Batch:
         logprobs: list[list[float]] = []
         group_ids: list[int] = []
         rewards: list[float | None] = []
+        truncated: list[bool] = []
+        parts: list[list[float]] = []
         versions: list[int] = []
+        part_names = tuple(groups[0].rewards[0].parts) if groups and groups[0].rewards else ()
         for group in groups:
             for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
                 place = f"{group.group_id}, sibling {rollout.sibling}"
@@ -56,6 +62,8 @@ class Batch:
                 logprobs.append([0.0] * len(prompt) + list(completion.logprobs))
                 group_ids.append(number_of.setdefault(group.group_id, len(number_of)))
                 rewards.append(reward.total)
+                truncated.append(completion.finish_reason == "length")
+                parts.append([reward.parts.get(name) or 0.0 for name in part_names])
                 versions.append(completion.policy_version)
         tokens, attention_mask, loss_mask = _pad_rows(rows, pad_token_id)
         return cls(
@@ -66,6 +74,9 @@ class Batch:
             group_ids=torch.tensor(group_ids, dtype=torch.long),
             rewards=torch.tensor([0.0 if reward is None else reward for reward in rewards], dtype=torch.float32),
             valid=torch.tensor([reward is not None for reward in rewards], dtype=torch.bool),
+            truncated=torch.tensor(truncated, dtype=torch.bool),
+            reward_parts=torch.tensor(parts, dtype=torch.float32).reshape(len(rows), len(part_names)),
+            part_names=part_names,
             policy_versions=torch.tensor(versions, dtype=torch.long),
         )
 
@@ -81,7 +92,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """The streams [B, T] that an algorithm asked for (`Algorithm.needs`), by name: old_logprobs, ref_logprobs.
+    """The streams [B, T] that an algorithm asked for (`Algorithm.needs`), by name: old_logprobs, ref_logprobs, ...
 
     `policy_version` is that of the weights which `old_logprobs` belong to: those at the start of the update.
     """
@@ -124,6 +135,18 @@ class TrainBatch:
         """The rows with these numbers (or True in this mask [B]); `totals` stay those of the whole step."""
         return self._each(lambda stream: stream[rows])
 
+    def minibatches(self, num_parts: int, order: Sequence[int]) -> list[TrainBatch]:
+        """The rows in the given order, dealt into parts that are optimizer steps of their own.
+
+        Each part's denominators are its share of the whole's. So the parts' gradients add up to `num_parts` times that
+        of the whole, and rows that were dropped for want of signal still count.
+        """
+        if sorted(order) != list(range(self.num_rows)):
+            raise ValueError(f"order must name each of the {self.num_rows} rows once")
+        totals = self.totals.share(num_parts)
+        parts = [torch.tensor(order[start::num_parts], dtype=torch.long) for start in range(num_parts)]
+        return [replace(self.select(rows).trimmed(), totals=totals) for rows in parts]
+
     def to(self, device: torch.device | str) -> TrainBatch:
         return self._each(lambda stream: stream.to(device))
 
@@ -142,6 +165,79 @@ class TrainBatch:
             streams={name: change(stream) for name, stream in self.streams.items()},
             rollout_logprobs=None if self.rollout_logprobs is None else change(self.rollout_logprobs),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Rows to be scored and nothing else."""
+
+    tokens: Tensor  # [B, T] long
+    attention_mask: Tensor  # [B, T] bool
+    loss_mask: Tensor  # [B, T] bool
+
+    @classmethod
+    def pack(cls, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], pad_token_id: int) -> TokenRows:
+        """Of (tokens, loss mask) rows, padded on the right."""
+        return cls(*_pad_rows(rows, pad_token_id))
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row, prompt and completion [B]."""
+        return self.attention_mask.sum(dim=1)
+
+    def select(self, rows: Tensor | Sequence[int]) -> TokenRows:
+        """The rows with these numbers, without the columns that are padding in all of them."""
+        picked = torch.as_tensor(rows, dtype=torch.long)
+        longest = int(self.lengths[picked].max()) if len(picked) else 0
+        return TokenRows(*(stream[picked, :longest] for stream in (self.tokens, self.attention_mask, self.loss_mask)))
+
+    def to(self, device: torch.device | str) -> TokenRows:
+        return TokenRows(self.tokens.to(device), self.attention_mask.to(device), self.loss_mask.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """Pairs as rows: row 2i is the chosen completion of pair i and row 2i + 1 the rejected one.
+
+    `ref_sums` [2P] are the reference's log-probs summed over each completion; 0 where the algorithm has no reference.
+    """
+
+    rows: TokenRows
+    ref_sums: Tensor
+
+    @property
+    def num_pairs(self) -> int:
+        return self.rows.num_rows // 2
+
+    def microbatches(self, max_tokens: int) -> list[PairBatch]:
+        """Splits so that rows * longest row <= max_tokens; a pair stays together, for its two rows share one loss."""
+        longest = self.rows.lengths.view(-1, 2).amax(dim=1)
+        parts: list[list[int]] = []
+        for pair in torch.argsort(longest, stable=True).tolist():
+            if parts and 2 * (len(parts[-1]) + 1) * int(longest[pair]) <= max_tokens:
+                parts[-1].append(pair)
+            else:
+                parts.append([pair])
+        picked = [torch.tensor([row for pair in part for row in (2 * pair, 2 * pair + 1)]) for part in parts]
+        return [PairBatch(self.rows.select(rows), self.ref_sums[rows]) for rows in picked]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBatch:
+    """Completions that somebody liked or did not; `mismatched` are the same prompts with other rows' completions.
+
+    The reference's sums [B] belong to both; KTO reads its baseline off the mismatched rows.
+    """
+
+    rows: TokenRows
+    desirable: Tensor  # [B] bool
+    ref_sums: Tensor  # [B]
+    mismatched: TokenRows
+    mismatched_ref_sums: Tensor  # [B]
 
 
 def demonstrations(

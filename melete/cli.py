@@ -1,4 +1,4 @@
-"""The terminal: `melete run RECIPE`, `melete recipes`, `melete report RUN_DIR`.
+"""The terminal: `melete run RECIPE`, `melete recipes`, `melete report RUN_DIR`, `melete explain NAME`.
 
 Each command loads what it needs when it runs, so that `melete --help` answers at once. A mistake is told in one
 message with exit status 2; a traceback needs `--debug`.
@@ -127,6 +127,27 @@ def recipes(debug: Debug = False) -> None:
         width = max(map(len, known))
         for name, path in known.items():
             typer.echo(f"{name:<{width}}  {read_tables(path).get('description', '')}")
+
+
+@app.command()
+def algorithms(debug: Debug = False) -> None:
+    """List algorithms, losses and estimators, and what each needs."""
+    with plain_errors(debug):
+        from melete.algorithms.explain import listing
+
+        typer.echo(listing())
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="A name that `melete algorithms` lists, such as grpo.")],
+    debug: Debug = False,
+) -> None:
+    """Show formula, settings, source, code and metrics of an algorithm."""
+    with plain_errors(debug):
+        from melete.algorithms.explain import explanation
+
+        typer.echo(explanation(name))
 
 
 @app.command()

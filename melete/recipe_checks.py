@@ -5,14 +5,26 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from melete.errors import MeleteError
-from melete.schema import BUNDLED_MODELS, STAGE_KINDS, EvaluationSettings, Problem, Recipe, RLStage
+from melete.schema import (
+    BUNDLED_MODELS,
+    STAGE_KINDS,
+    CompareStage,
+    EvaluationSettings,
+    PairsStage,
+    PreferenceStage,
+    Problem,
+    Recipe,
+    RLStage,
+    Stage,
+    TaskSettings,
+)
 from melete.suggest import did_you_mean, nearest
 
 UNION_BRANCHES = ("bool", "int", "float", "str")  # pydantic names them like keys
@@ -107,7 +119,7 @@ def _nearest_key(path: list[str], prefix: list[str], model: type[BaseModel]) -> 
     close = nearest(path[-1], siblings)
     if close:
         return f"did you mean {full}{close}?"
-    if model is RLStage:
+    if model in (RLStage, CompareStage):
         inner = dict.fromkeys(EvaluationSettings.model_fields, "evaluation") | dict.fromkeys(
             ALGORITHM_KEYS, "algorithm_settings"
         )
@@ -135,40 +147,82 @@ def _reason(detail: Mapping[str, Any]) -> str:
 
 
 def lookup_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Names in the recipe that nothing answers to: stages, models, tasks, rewards, algorithms."""
-    earlier: list[str] = []
+    """Names in the recipe that nothing answers to: stages, models, data, tasks, rewards, algorithms."""
+    earlier: list[Stage] = []
     reserved = set(Recipe.model_fields) | {"stage"}
     for index, stage in enumerate(recipe.stages):
-        if stage.name in earlier or stage.name in reserved:
-            taken = "an earlier stage has this name" if stage.name in earlier else "is a key of the recipe itself"
+        if stage.name in {other.name for other in earlier} or stage.name in reserved:
+            is_earlier = stage.name not in reserved
+            taken = "an earlier stage has this name" if is_earlier else "is a key of the recipe itself"
             yield f"stage[{index}].name", f"{taken} ({stage.name}); choose another"
-        if isinstance(stage, RLStage):
-            later = [other.name for other in recipe.stages[index + 1 :]]
-            yield from ((f"{stage.name}.{key}", why) for key, why in _rl_problems(stage, earlier, later))
-        earlier.append(stage.name)
+        later = [other.name for other in recipe.stages[index + 1 :]]
+        yield from ((f"{stage.name}.{key}", why) for key, why in _stage_problems(stage, earlier, later))
+        earlier.append(stage)
 
 
-def _rl_problems(stage: RLStage, earlier: list[str], later: list[str]) -> Iterator[Problem]:
-    known = [*BUNDLED_MODELS, *earlier]
-    if stage.model in later or stage.model == stage.name:
-        yield (
-            "model",
-            f"{stage.model} is made by {'this' if stage.model == stage.name else 'a later'} stage; read an earlier one",
-        )
-    elif stage.model not in known and not Path(stage.model).is_dir():
-        yield "model", f"{stage.model!r} is neither a directory nor a known model; {did_you_mean(stage.model, known)}"
-    yield from _task_problems(stage)
-    yield from _reward_problems(stage)
-    yield from _algorithm_problems(stage)
+def _stage_problems(stage: Stage, earlier: Sequence[Stage], later: list[str]) -> Iterator[Problem]:
+    yield from _source_problems(stage, earlier, later)
+    if isinstance(getattr(stage, "task", None), TaskSettings):
+        yield from _task_problems(stage)
+    if isinstance(stage, CompareStage):
+        for number, algorithm in enumerate(stage.algorithms):
+            given = stage.settings_of.get(algorithm, {})
+            for key, why in _algorithm_problems(stage, algorithm, given):
+                yield (f"algorithms[{number}]" if key == "algorithm" else key), f"{algorithm}: {why}"
+        for name in stage.settings_of.keys() - set(stage.algorithms):
+            yield f"settings_of.{name}", f"is none of the algorithms; {did_you_mean(name, stage.algorithms)}"
+    elif isinstance(stage, RLStage):
+        yield from _algorithm_problems(stage, stage.algorithm, stage.algorithm_settings)
+    if isinstance(stage, RLStage):
+        yield from _reward_problems(stage)
+    if isinstance(stage, PreferenceStage):
+        yield from _preference_problems(stage)
 
 
-def _task_problems(stage: RLStage) -> Iterator[Problem]:
-    from melete.tasks import TASKS, make_task
+MODEL_KEYS = ("model", "teacher", "reference", "reward_model", "step_rewards")
+
+
+def _source_problems(stage: Stage, earlier: Sequence[Stage], later: list[str]) -> Iterator[Problem]:
+    """Models and data sets that no earlier stage makes and that are nowhere on disk."""
+    makes_data = [other.name for other in earlier if isinstance(other, PairsStage)]
+    makes_models = [other.name for other in earlier if not isinstance(other, PairsStage | CompareStage)]
+    for name in stage.reads():
+        key = _key_of(stage, name)
+        if name in later or name == stage.name:
+            yield key, f"{name} is made by {'this' if name == stage.name else 'a later'} stage; read an earlier one"
+        elif name in makes_data:
+            yield key, f"{name} makes data, not a model"
+        elif name not in (known := [*BUNDLED_MODELS, *makes_models]) and not Path(name).is_dir():
+            yield key, f"{name!r} is neither a directory nor a known model; {did_you_mean(name, known)}"
+    for name in stage.reads_data():
+        if name in later or name == stage.name:
+            yield "data", f"{name} is {'this' if name == stage.name else 'a later'} stage; read an earlier one"
+        elif name not in makes_data and not Path(name).is_file():
+            known = f"; {did_you_mean(name, makes_data)}" if makes_data else ""
+            yield "data", f"{name!r} is neither a file nor a stage that makes data{known}"
+
+
+def _key_of(stage: Stage, name: str) -> str:
+    """The setting that names this model."""
+    for key in MODEL_KEYS:
+        if getattr(stage, key, None) == name:
+            return key
+    critic = getattr(stage, "critic", None)
+    if critic is not None and critic.model == name:
+        return "critic.model"
+    parts: Mapping[str, Any] = getattr(stage, "reward_models", {})
+    return next((f"reward_models.{part}.model" for part, found in parts.items() if found.model == name), "model")
+
+
+def _task_problems(stage: Any) -> Iterator[Problem]:
+    from melete.tasks import NOT_SETTINGS, TASKS, make_task
 
     if stage.task.name not in TASKS:
         yield "task.name", f"unknown task {stage.task.name!r}; {did_you_mean(stage.task.name, TASKS)}"
         return
-    known = {field.name: field for field in dataclasses.fields(TASKS[stage.task.name]) if field.name != "name"}
+    known = {
+        field.name: field for field in dataclasses.fields(TASKS[stage.task.name]) if field.name not in NOT_SETTINGS
+    }
     wrong = False
     for key, value in stage.task.own_settings().items():
         if key not in known:
@@ -189,47 +243,109 @@ def _reward_problems(stage: RLStage) -> Iterator[Problem]:
     from melete.rewards import REWARDS
 
     for name in stage.rewards:
+        if name in stage.reward_models:
+            continue
         if ":" in name:
             yield from ((f"rewards.{name}", why) for why in _import_problems(name))
         elif name not in REWARDS:
             yield f"rewards.{name}", f"unknown reward; {did_you_mean(name, REWARDS, stage.name + '.rewards.')}"
 
 
-def _algorithm_problems(stage: RLStage) -> Iterator[Problem]:
+def _algorithm_problems(stage: RLStage, name: str, given: Mapping[str, Any]) -> Iterator[Problem]:
     from melete.algorithms import ALGORITHMS, resolve
 
-    if ":" in stage.algorithm and (reasons := list(_import_problems(stage.algorithm))):
+    if ":" in name and (reasons := list(_import_problems(name))):
         yield "algorithm", reasons[0]
         return
-    if ":" not in stage.algorithm and stage.algorithm not in ALGORITHMS:
-        yield "algorithm", f"unknown algorithm {stage.algorithm!r}; {did_you_mean(stage.algorithm, ALGORITHMS)}"
+    if ":" not in name and name not in ALGORITHMS:
+        yield "algorithm", f"unknown algorithm {name!r}; {did_you_mean(name, ALGORITHMS)}"
         return
-    if stage.algorithm == "sft":
+    if name == "sft":
         yield "algorithm", "sft copies completions whatever their reward, so a reward teaches nothing; use grpo"
         return
-    if ":" not in stage.algorithm and "aggregation" not in stage.algorithm_settings:
-        known = ALGORITHMS[stage.algorithm].defaults
-        unknown = [key for key in stage.algorithm_settings if key not in known]
-        for key in unknown:
-            near = did_you_mean(key, known, f"{stage.name}.algorithm_settings.")
-            yield f"algorithm_settings.{key}", f"unknown setting of {stage.algorithm}; {near}"
-        if unknown:
-            return
-    try:
-        settings: dict[str, Any] = dict(stage.algorithm_settings)
-        algorithm = resolve(stage.algorithm, max_new_tokens=stage.max_new_tokens, **settings)
-    except (TypeError, ValueError) as error:
-        yield "algorithm_settings" if stage.algorithm_settings else "algorithm", _told(error)
+    known = _all_settings()
+    for key in given:
+        if key not in known:
+            near = did_you_mean(key, ALGORITHMS[name].defaults if name in ALGORITHMS else known, _prefix(stage))
+            yield f"algorithm_settings.{key}", f"unknown setting of {name}; {near}"
+    if any(key not in known for key in given):
         return
-    if stage.reference_refresh_steps and algorithm.kl[1] is None:
+    try:
+        algorithm = resolve(name, max_new_tokens=stage.max_new_tokens, **given)
+    except (TypeError, ValueError) as error:
+        yield "algorithm_settings" if given else "algorithm", _told(error)
+        return
+    yield from _impossible(stage, algorithm)
+
+
+def _prefix(stage: Stage) -> str:
+    return f"{stage.name}.algorithm_settings."
+
+
+def _all_settings() -> list[str]:
+    from melete.algorithms import AlgorithmSettings
+
+    return [field.name for field in dataclasses.fields(AlgorithmSettings) if field.name != "name"]
+
+
+def _impossible(stage: RLStage, algorithm: Any) -> Iterator[Problem]:
+    """What this algorithm needs and the stage does not give, or the other way round."""
+    is_compared = isinstance(stage, CompareStage)
+    needs, kl_place = algorithm.needs, algorithm.kl[1]
+    if "values" in needs and stage.critic is None:
+        yield "critic", f"{algorithm.name} needs a critic: add a table [stage.critic]; without one use grpo or rloo"
+    if "values" not in needs and stage.critic is not None and not is_compared:
+        yield "critic", f"{algorithm.name} has no use for a critic: its advantages come from the group; leave it out"
+    if "ref_logprobs" in needs and stage.reference == "none":
+        yield "reference", f"{algorithm.name} needs a reference for its KL; name one, or set kl_coef = 0"
+    if stage.reference not in ("start", "none") and "ref_logprobs" not in needs and not is_compared:
+        yield "reference", "is never looked at: the KL has no weight (kl_coef is 0)"
+    if stage.reference_refresh_steps and kl_place is None:
         yield "reference_refresh_steps", "there is no reference to refresh: the KL has no weight (kl_coef is 0)"
+    if "teacher_logprobs" in needs and not stage.teacher:
+        yield "teacher", f"{algorithm.name} needs a teacher: name the model to learn from"
+    if stage.teacher and "teacher_logprobs" not in needs and not is_compared:
+        yield "teacher", f"{algorithm.name} learns from rewards and never asks a teacher; use on_policy_distillation"
+    if "step_rewards" in needs and not stage.step_rewards:
+        yield "step_rewards", f'{algorithm.name} rewards single steps: set step_rewards to "task" or a reward model'
+    if stage.step_rewards and "step_rewards" not in needs and not is_compared:
+        yield "step_rewards", f"{algorithm.name} rewards whole completions; use grpo_process"
+    if algorithm.uses_groups and stage.group_size == 1:
+        yield "group_size", NO_GROUP
+    if stage.max_staleness and algorithm.settings.correction == "none" and "old_logprobs" not in needs:
+        yield "max_staleness", f"{algorithm.name} has no ratio, so it cannot learn from what older weights wrote"
+
+
+NO_GROUP = (
+    "with one rollout per problem there is nothing to compare it with: every advantage is 0 and nothing is learnt; "
+    "use at least 2"
+)
+
+
+def _preference_problems(stage: PreferenceStage) -> Iterator[Problem]:
+    from melete.algorithms.preference import PREFERENCE_ALGORITHMS, resolve_preference
+
+    name, given = stage.algorithm, stage.algorithm_settings
+    if ":" in name and (reasons := list(_import_problems(name))):
+        yield "algorithm", reasons[0]
+        return
+    if ":" not in name and name not in PREFERENCE_ALGORITHMS:
+        yield "algorithm", f"unknown preference algorithm {name!r}; {did_you_mean(name, PREFERENCE_ALGORITHMS)}"
+        return
+    try:
+        algorithm = resolve_preference(name, **given)
+    except (TypeError, ValueError) as error:
+        yield "algorithm_settings" if given else "algorithm", _told(error)
+        return
+    if algorithm.unpaired and stage.pairs_per_step == 1:
+        yield "pairs_per_step", f"{name} reads its baseline off completions of other prompts; use at least 2"
 
 
 def _import_problems(path: str) -> Iterator[str]:
     module, _, function = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing runs the module, which may raise anything
         yield f"cannot be imported ({error}); write package.module:function"
     else:
         if not callable(found):

@@ -132,3 +132,36 @@ class PreferencePair:
     messages: tuple[Message, ...]
     chosen: str
     rejected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt with a completion that is to be imitated."""
+
+    row_id: str
+    messages: tuple[Message, ...]
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledCompletion:
+    """A prompt with a completion that somebody marked good (True) or not: safe or unsafe, liked or disliked."""
+
+    row_id: str
+    messages: tuple[Message, ...]
+    completion: str
+    label: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSteps:
+    """A prompt with a completion cut into steps, each marked right (True) or wrong; the steps join to the whole."""
+
+    row_id: str
+    messages: tuple[Message, ...]
+    steps: tuple[str, ...]
+    labels: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.labels):
+            raise ValueError(f"{self.row_id}: {len(self.steps)} steps but {len(self.labels)} labels")

@@ -6,6 +6,7 @@ import inspect
 import math
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, tensor
 
 from melete.algorithms import ALGORITHMS, Algorithm, resolve, token_losses
+from melete.batch import Annotations, Batch, TrainBatch
+from melete.credit import credit
 from melete.errors import RecipeError
 from melete.functional import kl, policy
 from melete.functional.aggregate import aggregate, denominators
@@ -20,14 +23,27 @@ from melete.functional.aggregate import aggregate, denominators
 OVERRIDES: dict[str, Any] = {
     "clip_low": 0.05,
     "clip_high": 0.05,
+    "dual_clip": 1.3,
     "kl_coef": 0.5,
-    "kl_estimator": "k2",
+    "kl_estimator": None,  # another one
     "kl_place": None,  # the other one of the two
     "aggregation": None,  # another mode
     "aggregation_constant": 3.0,
     "std_epsilon": 0.5,
     "std_correction": 0,
+    "entropy_coef": 0.3,
+    "gamma": 0.8,
+    "gae_lambda": 0.5,
+    "whiten_advantages": None,  # the other one
+    "overlong_filter": None,  # the other one
+    "correction": None,  # another one
+    "correction_cap": 1.05,
+    "correction_low": 0.95,
+    "correction_high": 1.05,
+    "drift_limit": 0.01,
 }
+# these act in the loop or in the critic, and have tests of their own there
+ELSEWHERE = {"dynamic_sampling", "value_clip", "kl_target", "kl_horizon"}
 
 
 def row_of(name: str, **overrides: Any) -> Algorithm:
@@ -37,51 +53,113 @@ def row_of(name: str, **overrides: Any) -> Algorithm:
 
 
 def loss_and_gradient(algorithm: Algorithm) -> tuple[Tensor, Tensor]:
-    """A step of two groups whose ratios lie inside and outside the clip, against a reference that differs."""
-    generator = torch.Generator().manual_seed(2)
-    old, ref = (-torch.rand(6, 4, generator=generator, dtype=torch.float64) - 0.5 for _ in range(2))
-    current = (old + torch.randn(6, 4, generator=generator, dtype=torch.float64) / 3).requires_grad_()
-    mask = torch.arange(4)[None] < tensor([4, 1, 2, 3, 4, 2])[:, None]
-    rewards = tensor([1.0, 0.0, 0.5, 0.0, 1.0, 1.0], dtype=torch.float64)
-    estimator, place = algorithm.kl
-    if place == "reward":
-        drift = kl.ESTIMATORS[estimator](old, ref)
-        rewards = rewards - algorithm.kl_coef * torch.where(mask, drift, 0.0).sum(1)
-    credit = algorithm.advantages(rewards, tensor([0, 0, 0, 1, 1, 1]), torch.ones(6, dtype=torch.bool))
+    """A step of two groups whose ratios lie inside and outside the clip, with every stream that a row may want."""
+    update, current, entropy = a_step(algorithm)
     losses, _ = token_losses(
         algorithm,
         logprobs=current,
-        old_logprobs=old,
-        ref_logprobs=ref,
-        advantages=torch.where(mask, credit[:, None], 0.0),
-        mask=mask,
+        old_logprobs=update.streams.get("old_logprobs"),
+        ref_logprobs=update.streams.get("ref_logprobs"),
+        rollout_logprobs=update.rollout_logprobs,
+        entropy=entropy,
+        advantages=update.advantages,
+        mask=update.loss_mask,
     )
-    totals = denominators(mask, algorithm.aggregation, constant=algorithm.settings.aggregation_constant)
-    loss = aggregate(losses, mask, algorithm.aggregation, totals)
+    loss = aggregate(losses, update.loss_mask, algorithm.aggregation, update.totals)
     loss.backward()
     assert current.grad is not None
     return loss.detach(), current.grad
 
 
+def a_step(algorithm: Algorithm) -> tuple[TrainBatch, Tensor, Tensor]:
+    """Rows with advantages, and log-probs and entropies of a policy that has moved on."""
+    generator = torch.Generator().manual_seed(2)
+    old, ref, teacher, values = (-torch.rand(12, 5, generator=generator) - 0.5 for _ in range(4))
+    columns = torch.arange(5)[None]
+    lengths = tensor([5, 2, 3, 4, 5, 3, 4, 5, 2, 5, 4, 3])
+    mask = (columns < lengths[:, None]) & (columns > 0)
+    rewards = tensor([1.0, 0.0, 0.5, 0.0, 1.0, 0.3, 0.7, 0.2, 0.9, 0.1, 0.4, 0.6])
+    ends = mask & (columns < 3)
+    batch = Batch(
+        tokens=torch.ones(12, 5, dtype=torch.long),
+        attention_mask=mask | (columns == 0),
+        loss_mask=mask,
+        rollout_logprobs=torch.where(mask, old + 0.5 * torch.randn(12, 5, generator=generator), 0.0),
+        group_ids=torch.arange(12) // 4,
+        rewards=rewards,
+        valid=torch.ones(12, dtype=torch.bool),
+        truncated=torch.arange(12) % 5 == 0,
+        reward_parts=torch.stack([rewards, rewards.round()], dim=1),
+        part_names=("accuracy", "format"),
+        policy_versions=torch.zeros(12, dtype=torch.long),
+    )
+    streams = {
+        "old_logprobs": old,
+        "ref_logprobs": ref,
+        "teacher_logprobs": teacher,
+        "values": values,
+        "step_rewards": torch.where(ends, rewards[:, None] - values, 0.0),
+        "step_ends": ends,
+    }
+    notes = Annotations({name: streams[name] for name in algorithm.needs})
+    update = credit(batch, notes, algorithm)
+    drift = torch.randn(12, 5, generator=generator) / 2
+    # by where a row's log-probs stand in the batch, because rows without signal are left out
+    position = {tuple(row.tolist()): number for number, row in enumerate(batch.rollout_logprobs)}
+    assert update.rollout_logprobs is not None
+    kept = [position[tuple(row.tolist())] for row in update.rollout_logprobs]
+    current = (old + drift)[kept].requires_grad_()
+    return update, current, (-current.exp() * current).clone()
+
+
 @pytest.mark.parametrize(
     ("name", "setting"),
-    [(name, key) for name in ALGORITHMS for key in row_of(name).defaults],
+    [(name, key) for name in ALGORITHMS for key in sorted(set(row_of(name).defaults) - ELSEWHERE)],
 )
 def test_changing_any_declared_setting_changes_the_loss_or_the_gradient(name: str, setting: str) -> None:
     """I16."""
     base = row_of(name, **({"kl_coef": 0.1} if "kl_coef" in row_of(name).defaults else {}))
-    value = OVERRIDES[setting]
-    if setting == "kl_place":
-        value = {"loss": "reward", "reward": "loss"}[base.settings.kl_place]
-    if setting == "aggregation":
-        value = "token_mean" if base.aggregation != "token_mean" else "sequence_mean_token_mean"
-    kept: dict[str, Any] = dict(base.defaults)
-    if setting == "aggregation":  # the constant belongs to its own mode only
-        kept.pop("aggregation_constant", None)
-    kept[setting] = value
-    changed = resolve(name, **kept)
+    if setting == "dual_clip" and base.settings.dual_clip is None:
+        base = row_of(name, kl_coef=0.1)
+    others: dict[str, Any] = {
+        "kl_estimator": "k2" if base.settings.kl_estimator != "k2" else "k3",
+        "kl_place": {"loss": "reward", "reward": "loss"}[base.settings.kl_place],
+        "aggregation": "token_mean" if base.aggregation != "token_mean" else "sequence_mean_token_mean",
+        "whiten_advantages": not base.settings.whiten_advantages,
+        "overlong_filter": not base.settings.overlong_filter,
+        "correction": "sequence_weights" if base.settings.correction == "none" else "none",
+    }
+    kept = {key: value for key, value in base.defaults.items() if value is not None}
+    kept[setting] = OVERRIDES[setting] if OVERRIDES[setting] is not None else others[setting]
+    changed = replace(base, settings=replace(base.settings, **kept))
     before, after = loss_and_gradient(base), loss_and_gradient(changed)
-    assert not torch.allclose(before[1], after[1]) or not torch.allclose(before[0], after[0])
+    same_rows = before[1].shape == after[1].shape
+    assert not same_rows or not torch.allclose(before[1], after[1]) or not torch.allclose(before[0], after[0])
+
+
+@pytest.mark.parametrize("correction", ["token_weights", "sequence_weights", "token_mask", "sequence_mask"])
+def test_every_setting_of_a_correction_changes_the_loss(correction: str) -> None:
+    """I16."""
+    base = resolve("dapo", correction=correction)
+    active = set(base.defaults) & {"correction_cap", "correction_low", "correction_high"}
+    assert len(active) == (1 if correction.endswith("weights") else 2)
+    for key in active:
+        changed = resolve("dapo", correction=correction, **{key: OVERRIDES[key]})
+        assert not torch.allclose(loss_and_gradient(base)[1], loss_and_gradient(changed)[1])
+
+
+def test_decoupled_ppo_weighs_each_token_by_its_distance_from_the_sampler() -> None:
+    """Ratio 1.1 to the start of the update, which was 2 or 100 times as likely as when the token was drawn."""
+    logprobs, old = tensor([[2.2, 110.0]]).log(), tensor([[2.0, 100.0]]).log()
+    losses, metrics = token_losses(
+        resolve("decoupled_ppo"),
+        logprobs=logprobs,
+        old_logprobs=old,
+        rollout_logprobs=torch.zeros(1, 2),
+        advantages=torch.ones(1, 2),
+    )
+    torch.testing.assert_close(losses, tensor([[-2.2, -5.5]]))
+    assert metrics["correction"].tolist() == [[2.0, 5.0]]
 
 
 def test_each_row_has_the_published_settings() -> None:
@@ -98,7 +176,10 @@ def test_a_row_needs_only_the_logprobs_that_it_reads() -> None:
     needs = {name: row_of(name).needs for name in ALGORITHMS}
     both = frozenset({"old_logprobs", "ref_logprobs"})
     old = frozenset({"old_logprobs"})
-    assert needs == {"sft": frozenset(), "grpo": both, "dr_grpo": old, "dapo": old, "rloo": both}
+    expected = {"sft": frozenset(), "grpo": both, "dr_grpo": old, "dapo": old, "rloo": both}
+    expected |= {"ppo": both | {"values"}, "grpo_process": both | {"step_rewards", "step_ends"}}
+    expected |= {"on_policy_distillation": old | {"teacher_logprobs"}, "decoupled_ppo": old, "gspo": old}
+    assert {name: needs[name] for name in expected} == expected
     assert row_of("grpo", kl_coef=0.0).needs == old
     assert row_of("rloo", kl_coef=0.0).needs == frozenset()
 
@@ -107,7 +188,7 @@ def test_every_row_says_where_it_comes_from() -> None:
     for name, row in ALGORITHMS.items():
         assert row.name == row.settings.name == name
         assert row.paper
-        assert "loss =" in row.formula
+        assert "loss" in row.formula
 
 
 def test_grpo_is_the_clipped_loss_plus_kl_coef_times_k3() -> None:
@@ -145,7 +226,8 @@ def test_what_stands_at_a_masked_position_reaches_neither_loss_nor_gradient(name
     """I6, I21: in any stream, the current log-probs included; the KL is masked like the rest."""
     algorithm = row_of(name)
     mask = tensor([[True, False, True]])
-    streams = {key: torch.full((1, 3), -0.5).masked_fill(~mask, junk) for key in ("old_logprobs", "ref_logprobs")}
+    names = ("old_logprobs", "ref_logprobs", "rollout_logprobs", "entropy")
+    streams = {key: torch.full((1, 3), -0.5).masked_fill(~mask, junk) for key in names}
     streams["advantages"] = torch.ones(1, 3).masked_fill(~mask, junk)
     current = torch.full((1, 3), -0.6).masked_fill(~mask, junk).requires_grad_()
     losses, metrics = token_losses(algorithm, logprobs=current, mask=mask, **streams)
@@ -188,10 +270,10 @@ def test_an_override_of_none_keeps_the_rows_value() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("gpro", {}, "did you mean grpo"),
+        ("gpro", {}, "did you mean g.po"),
         ("grpo", {"clip_hihg": 0.3}, "did you mean clip_high"),
         ("dr_grpo", {"std_epsilon": 0.1, "aggregation_constant": 8}, "no setting std_epsilon"),
-        ("dapo", {"aggregation_constant": 8}, "no setting aggregation_constant"),
+        ("dapo", {"aggregation_constant": 8}, "aggregation_constant changes nothing here"),
         ("grpo", {"kl_estimator": "k4"}, "no kl_estimator k4"),
         ("grpo", {"aggregation": "mean"}, "no aggregation mean"),
         ("grpo", {"kl_place": "both"}, "no kl_place both"),
@@ -203,7 +285,14 @@ def test_an_override_of_none_keeps_the_rows_value() -> None:
         ("nowhere.at.all:loss", {}, "cannot import"),
         ("math:no_such_name", {}, "cannot import"),
         ("math:pi", {}, "not a function"),
-        ("melete.functional.aggregate:denominators", {}, "asks for mask"),
+        ("melete.functional.aggregate:denominators", {}, "asks for mode"),
+        ("gspo", {"correction": "token_mask"}, "cannot be corrected token by token"),
+        ("gspo", {"correction": "token_weights"}, "cannot be corrected token by token"),
+        ("dapo", {"correction_cap": 3.0}, "correction_cap changes nothing here"),
+        ("dapo", {"kl_estimator": "k2"}, "kl_estimator changes nothing here"),
+        ("dapo", {"dual_clip": 1.0}, "dual_clip must be more than 1"),
+        ("ppo", {"gae_lambda": 1.5}, "gae_lambda must be in"),
+        ("dapo", {"correction": "token_mask", "correction_low": 3.0}, "correction_high must be more"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(name: str, overrides: dict[str, Any], message: str) -> None:

@@ -51,7 +51,7 @@ def test_help_loads_neither_torch_nor_the_recipes():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert {"run", "recipes", "report"} <= set(done.stdout.split())
+    assert {"run", "recipes", "algorithms", "explain", "report"} <= set(done.stdout.split())
 
 
 def test_version_is_printed():
@@ -62,6 +62,32 @@ def test_the_list_of_recipes_has_a_line_for_each():
     lines = melete("recipes").output.splitlines()
     assert [line.split()[0] for line in lines] == list(bundled_recipes())
     assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_the_list_of_algorithms_has_every_family_and_what_each_row_needs():
+    text = melete("algorithms").output
+    assert [line for line in text.splitlines() if line and not line.startswith(" ")][:-2] == [
+        "policy gradient",
+        "preference",
+        "reward model",
+        "distillation",
+        "KL estimator",
+    ]
+    (grpo,) = [line for line in text.splitlines() if line.split()[:1] == ["grpo"]]
+    assert grpo.endswith("  old, ref")
+
+
+@pytest.mark.parametrize("name", ["grpo", "dpo", "bradley_terry", "gkd", "k3"])
+def test_an_explanation_tells_formula_code_and_source(name: str):
+    result = melete("explain", name)
+    assert result.exit_code == 0
+    assert result.output.startswith(f"{name} (")
+    assert re.search(r"melete/functional/\w+\.py:\d+", result.output)
+    assert "\npaper\n" in result.output
+
+
+def test_an_unknown_algorithm_is_refused_with_the_nearest():
+    assert "did you mean grpo?" in refused("explain", "grop")
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing():

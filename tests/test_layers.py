@@ -16,7 +16,9 @@ LEAVES = {"types", "errors", "suggest"}
 CORE = {"batch", "credit", "algorithms", "functional"}
 CONTENT = {"text", "rewards", "tasks"}
 PROTOCOLS = {"sampling.protocol", "sampling.keys", "learning.protocol"}
-BELOW_STAGES = LEAVES | CORE | CONTENT | {"corpus", "models", "sampling", "learning", "loops", "evaluation", "runs"}
+BELOW_STAGES = (
+    LEAVES | CORE | CONTENT | {"corpus", "datasets", "models", "sampling", "learning", "loops", "evaluation", "runs"}
+)
 
 # room -> what it may import: a room, or one module of it. A new room needs a row here.
 ALLOWED: dict[str, set[str]] = {
@@ -31,6 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "text": LEAVES,
     "rewards": LEAVES | {"text"},
     "tasks": LEAVES | {"text", "rewards"},
+    # rows on disk and as tokens: what a data set holds is decided here, not in the loops
+    "datasets": LEAVES | {"text", "runs.atomic"},
     "corpus": LEAVES | {"text", "tasks"},
     "models": LEAVES | CORE | CONTENT | {"runs.atomic"},
     "sampling": LEAVES | CORE | CONTENT,
@@ -38,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": LEAVES,
     "evaluation": LEAVES | CONTENT | {"runs", "sampling.protocol", "sampling.keys"},
     # loops see samplers and learners through their protocols only; pretraining balances its own routers
-    "loops": LEAVES | CORE | CONTENT | PROTOCOLS | {"corpus", "evaluation", "models.moe"},
+    "loops": LEAVES | CORE | CONTENT | PROTOCOLS | {"corpus", "datasets", "evaluation", "models.moe"},
     "report": LEAVES | {"runs", "evaluation"},
     "live": LEAVES,
     # what a recipe may say: the tables of names are looked up when a recipe is read

@@ -6,9 +6,17 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    DeepseekV3ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from melete.batch import Batch
+from melete.learning.critic import LocalCritic
+from melete.learning.optimizer import OptimizerSettings
 from melete.models.tiny import tiny_model, train_tokenizer
 from melete.sampling.native import NativeSampler
 from melete.types import Completion, Message, Problem, Reward, Rollout, RolloutGroup, SampleRequest, SamplingSettings
@@ -80,7 +88,8 @@ def groups_of(
             Rollout(problem, sibling, request.prompt_tokens, completion, "")
             for sibling, completion in enumerate(siblings)
         )
-        rewards = tuple(Reward(reward(number, sibling), {}) for sibling in range(len(siblings)))
+        earned = [reward(number, sibling) for sibling in range(len(siblings))]
+        rewards = tuple(Reward(value, {"accuracy": value}) for value in earned)
         groups.append(RolloutGroup(f"g/{number}", problem, rollouts, rewards))
     return groups
 
@@ -102,3 +111,18 @@ def sampled_batch(
     sampler = NativeSampler(ending_often(model), tokenizer())
     completions = sampler.sample(asked, SamplingSettings(max_new_tokens, temperature=temperature))
     return Batch.from_groups(groups_of(asked, completions, reward), tokenizer().pad_token_id)
+
+
+def tiny_critic(
+    optimizer: OptimizerSettings,
+    words: PreTrainedTokenizerFast | None = None,
+    *,
+    value_clip: float | None = 0.2,
+) -> LocalCritic:
+    """A critic of the smallest model of DeepSeek-V3's kind, whose values start at 0."""
+    torch.manual_seed(0)
+    trunk = tiny_model(words or tokenizer(), hidden_size=32, num_layers=2)
+    model = DeepseekV3ForSequenceClassification(trunk.config).eval()
+    model.model.load_state_dict(trunk.model.state_dict())
+    torch.nn.init.zeros_(model.score.weight)
+    return LocalCritic(model, optimizer=optimizer, value_clip=value_clip)

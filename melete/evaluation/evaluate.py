@@ -53,10 +53,12 @@ class ProblemResult:
 class EvaluationResult:
     """What an evaluation found. Rates are means over problems; `None` where there was nothing to count.
 
-    `pass_at` and `majority_at` map k to a mean and its bootstrap interval.
+    `score` is the mean grade, which is pass@1 where a grade is 0 or 1. `pass_at` and `majority_at` map k to a mean and
+    its bootstrap interval.
     """
 
     num_samples: int
+    score: Interval
     pass_at: dict[int, Interval]
     majority_at: dict[int, Interval]
     share_thinking: float
@@ -74,7 +76,7 @@ class EvaluationResult:
 
     def row(self) -> dict[str, Any]:
         """The flat row of `metrics.jsonl`: pass@k and maj@k with intervals, and every other number by its name."""
-        row: dict[str, Any] = {}
+        row: dict[str, Any] = {"score": self.score.mean, "score/low": self.score.low, "score/high": self.score.high}
         for name, table in (("pass", self.pass_at), ("maj", self.majority_at)):
             for k, interval in table.items():
                 key = f"{name}@{k}"
@@ -162,7 +164,7 @@ def summarise(results: Sequence[ProblemResult], *, seed: int = 0) -> EvaluationR
     A sample whose grader failed leaves the rates of success and is counted; pass@k and maj@k are means over the
     problems with at least k judged samples, and absent where no problem has as many.
     """
-    rng = np.random.default_rng(seed)
+    rng, score_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     samples = [sample for result in results for sample in result.samples]
     judged = {k: [result for result in results if len(result.judged) >= k] for k in KS}
     lengths = [sample.num_tokens for sample in samples]
@@ -170,6 +172,7 @@ def summarise(results: Sequence[ProblemResult], *, seed: int = 0) -> EvaluationR
     ks = [k for k in KS if judged[k]]
     return EvaluationResult(
         num_samples=max(len(result.samples) for result in results),
+        score=bootstrap_interval([_score(result) for result in results if result.judged] or [0.0], rng=score_rng),
         pass_at={k: bootstrap_interval([_pass(result, k) for result in judged[k]], rng=rng) for k in ks},
         majority_at={k: bootstrap_interval([_majority(result, k, rng) for result in judged[k]], rng=rng) for k in ks},
         share_thinking=_rate([sample.judgement.has_thought for sample in samples]),
@@ -185,6 +188,11 @@ def summarise(results: Sequence[ProblemResult], *, seed: int = 0) -> EvaluationR
         num_tokens=num_tokens,
         problems=tuple(results),
     )
+
+
+def _score(result: ProblemResult) -> float:
+    grades = [sample.judgement.reward.parts["accuracy"] for sample in result.judged]
+    return _mean([grade for grade in grades if grade is not None])
 
 
 def _pass(result: ProblemResult, k: int) -> float:

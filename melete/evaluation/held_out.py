@@ -20,7 +20,7 @@ from melete.rewards.rules import accuracy
 from melete.runs.atomic import write_atomically
 from melete.sampling.keys import rollout_key
 from melete.sampling.protocol import Sampler
-from melete.tasks.base import Task
+from melete.tasks.base import Task, is_plain
 from melete.text.chat import decode_completion, prompt_tokens
 from melete.types import Completion, Problem, Rollout, SamplingSettings
 
@@ -95,7 +95,8 @@ class HeldOut:
         return (self.seed, "held_out")
 
     def _judge(self, rollout: Rollout) -> Judgement:
-        functions = {"accuracy": accuracy(self.task.grade, thought_opened=self.thought_opened)}
+        plain = is_plain(self.task)
+        functions = {"accuracy": accuracy(self.task.grade, thought_opened=self.thought_opened, plain=plain)}
         return judge(rollout, functions, {"accuracy": 1.0}, thought_opened=self.thought_opened)
 
     def _read(self, path: Path) -> EvaluationResult:

@@ -3,11 +3,13 @@
 logprobs.py    log-probs, entropy and log-ratios of tokens; the one shift
 kl.py          estimators of the KL divergence to a reference
 advantages.py  rewards of a group to advantages
+value.py       credit per token: returns, GAE, whitening, the value model's loss
 policy.py      policy-gradient losses, one value per token
+off_policy.py  corrections for rollouts that another policy wrote
 supervised.py  the loss of demonstrations
 aggregate.py   per-token losses to one number, with the denominators of the whole step
 """
 
-from . import advantages, aggregate, kl, logprobs, policy, supervised
+from . import advantages, aggregate, kl, logprobs, off_policy, policy, supervised, value
 
-__all__ = ["advantages", "aggregate", "kl", "logprobs", "policy", "supervised"]
+__all__ = ["advantages", "aggregate", "kl", "logprobs", "off_policy", "policy", "supervised", "value"]

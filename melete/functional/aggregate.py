@@ -21,9 +21,17 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 class Denominators:
     """What a step's losses are divided by: unmasked tokens, rows that have any, and the constant of mode "constant"."""
 
-    num_tokens: int
-    num_sequences: int
+    num_tokens: int | float
+    num_sequences: int | float
     constant: float | None = None
+
+    def share(self, num_parts: int) -> Denominators:
+        """Those of each of `num_parts` optimizer steps that the rows are dealt to.
+
+        >>> Denominators(6, 2).share(4)
+        Denominators(num_tokens=1.5, num_sequences=0.5, constant=None)
+        """
+        return Denominators(self.num_tokens / num_parts, self.num_sequences / num_parts, self.constant)
 
 
 def denominators(mask: Mask, mode: Mode, *, constant: int | float | None = None) -> Denominators:
@@ -57,9 +65,9 @@ def aggregate(per_token: BT, mask: Mask, mode: Mode, totals: Denominators) -> Sc
     _check_mode(mode)
     counted = mask.bool()
     row_sums = torch.where(counted, per_token, 0.0).sum(dim=1)
-    num_sequences = max(totals.num_sequences, 1)
+    num_sequences = totals.num_sequences or 1
     if mode == "token_mean":
-        return row_sums.sum() / max(totals.num_tokens, 1)
+        return row_sums.sum() / (totals.num_tokens or 1)
     if mode == "sequence_mean_token_mean":
         return (row_sums / counted.sum(dim=1).clamp(min=1)).sum() / num_sequences
     if mode == "sequence_mean_token_sum":

@@ -1,8 +1,9 @@
 """KL divergence from the policy to a reference, KL(policy || ref), per token.
 
-`k1`, `k2` and `k3` (Schulman 2020, "Approximating KL divergence") look only at the tokens that the policy sampled;
-`exact` needs the whole vocabulary. What each gives when it is differentiated as a term of the loss differs, and is
-said in its docstring. In the formulas u = exp(ref_logprobs - logprobs). Only `logprobs` carry gradient.
+`k1`, `k2` and `k3` (Schulman 2020, "Approximating KL divergence") and `k3_straight_through`, made of two of them, look
+only at the tokens that the policy sampled; `exact` needs the whole vocabulary. What each gives when it is
+differentiated as a term of the loss differs, and is said in its docstring. In the formulas
+u = exp(ref_logprobs - logprobs). Only `logprobs` carry gradient.
 """
 
 from __future__ import annotations
@@ -51,6 +52,20 @@ def k3(logprobs: BT, ref_logprobs: BT) -> BT:
     return torch.expm1(-minus_log_u) + minus_log_u
 
 
+def k3_straight_through(logprobs: BT, ref_logprobs: BT) -> BT:
+    """The value of k3 with the gradient of k2: sg(k3) + k2 - sg(k2); verl's "k3+" (sg stops the gradient).
+
+    An unbiased number to look at, and in expectation the gradient of KL(policy || ref), which k3 itself does not have.
+
+    >>> logprobs = torch.tensor([[0.5]]).log().requires_grad_()
+    >>> value = k3_straight_through(logprobs, torch.tensor([[0.25]]).log())
+    >>> value.detach(), torch.autograd.grad(value.sum(), logprobs)[0]     # 1/2 - 1 + log 2 and log 2
+    (tensor([[0.1931]]), tensor([[0.6931]]))
+    """
+    surrogate = k2(logprobs, ref_logprobs)
+    return k3(logprobs, ref_logprobs).detach() + (surrogate - surrogate.detach())
+
+
 def exact(logits: Float[Tensor, "... V"], ref_logits: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
     """KL(policy || ref) over the whole vocabulary: sum_v p[v] (log p[v] - log q[v]); differentiable, no sampling.
 
@@ -62,4 +77,9 @@ def exact(logits: Float[Tensor, "... V"], ref_logits: Float[Tensor, "... V"]) ->
     return (p * torch.where(p > 0, log_p - log_q, 0.0)).sum(dim=-1)
 
 
-ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "k1": k1,
+    "k2": k2,
+    "k3": k3,
+    "k3_straight_through": k3_straight_through,
+}

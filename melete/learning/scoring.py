@@ -3,39 +3,67 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from melete.batch import Batch, TrainBatch
 from melete.functional.logprobs import entropy_at, logprobs_at
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Streams [B, T], 0 outside the mask; `logprobs` carries the gradient, `entropy` does not."""
+    """Streams [B, T], 0 outside the mask; `logprobs` carries the gradient, `entropy` only where it was asked for."""
 
     logprobs: Tensor
     entropy: Tensor
 
 
-def score(model: PreTrainedModel, tokens: Tensor, mask: Tensor, temperature: float) -> Scores:
+def score(
+    model: PreTrainedModel, tokens: Tensor, mask: Tensor, temperature: float, *, entropy_grad: bool = False
+) -> Scores:
     """Scores the tokens of right-padded rows [B, T] where `mask` [B, T] is True.
 
     Right padding needs no attention mask: a real token never looks to its right. The first token of a row is never
     predicted, so a mask there counts for nothing.
     """
     predicted = mask[:, 1:]
-    logits = _logits_at(model, tokens, predicted)
+    logits = logits_at(model, tokens, predicted)
     per_token = logprobs_at(logits, tokens[:, 1:][predicted], temperature=temperature)
     where = torch.nn.functional.pad(predicted, (1, 0))
-    with torch.no_grad():
-        entropy = entropy_at(logits.detach(), temperature=temperature)
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        entropy = entropy_at(logits, temperature=temperature)
     zeros = per_token.new_zeros(tokens.shape)
     return Scores(zeros.masked_scatter(where, per_token), zeros.masked_scatter(where, entropy))
 
 
-def _logits_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor) -> Tensor:
+@torch.no_grad()
+def score_batch(model: PreTrainedModel, batch: Batch | TrainBatch, max_tokens: int, temperature: float) -> Tensor:
+    """Log-probs [B, T] fp32 of the tokens under `loss_mask`, 0 elsewhere; `max_tokens` go through the model at once."""
+    model.eval()
+    out = torch.zeros(batch.tokens.shape)
+    for rows in row_parts(batch.lengths, max_tokens):
+        longest = int(batch.lengths[rows].max())
+        tokens, mask = batch.tokens[rows, :longest], batch.loss_mask[rows, :longest]
+        scores = score(model, tokens.to(model.device), mask.to(model.device), temperature)
+        out[rows, :longest] = scores.logprobs.float().cpu()
+    return out
+
+
+def row_parts(lengths: Tensor, max_tokens: int) -> list[list[int]]:
+    """Numbers of the rows, sorted by length, in parts of rows * longest row <= max_tokens."""
+    parts: list[list[int]] = []
+    for row in torch.argsort(lengths, stable=True).tolist():
+        if parts and (len(parts[-1]) + 1) * int(lengths[row]) <= max_tokens:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
+def logits_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor) -> Tensor:
     """Logits [N, V] at the positions whose next token is wanted."""
     head = model.get_output_embeddings()
     if head is not None and _plain_head(model):
@@ -51,3 +79,23 @@ def _plain_head(model: PreTrainedModel) -> bool:
     scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
     config = model.config.get_text_config(decoder=True)
     return not any(getattr(config, name, None) for name in scaled)
+
+
+def scores_at(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    """A scalar head's scores [B, T] of the tokens under `mask`, each having read up to itself; 0 elsewhere."""
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[mask]
+    head: Any = model.score
+    scores = head(hidden).squeeze(-1).float()
+    return scores.new_zeros(tokens.shape).masked_scatter(mask, scores)
+
+
+def scores_at_end(model: PreTrainedModel, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    """The score [B] of each right-padded row, at its last token; it does not depend on the rows beside it."""
+    last = attention_mask & ~torch.nn.functional.pad(attention_mask[:, 1:], (0, 1))
+    return scores_at(model, tokens, last).sum(dim=1)
+
+
+def values_before(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    """A critic's values [B, T]: what the state before each token under `mask` is worth; 0 elsewhere."""
+    before = torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    return torch.nn.functional.pad(scores_at(model, tokens, before)[:, :-1], (1, 0))

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: the loop, short enough to read in one sitting.
+"""Reinforcement learning: the loop, short enough to read in one sitting.
 
 problems -> sample -> grade -> annotate -> credit -> update -> push
 """
@@ -8,43 +8,51 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from melete.algorithms import Algorithm
 from melete.batch import Annotations, Batch, TrainBatch
 from melete.credit import credit
-from melete.learning.protocol import Learner
+from melete.functional.value import adapted_kl_coef
+from melete.learning.protocol import Critic, Learner
 from melete.loops.rl_metrics import step_metrics
-from melete.rewards.grade import grade_groups
-from melete.rewards.rules import RewardFunction
-from melete.sampling.keys import rollout_key
+from melete.loops.rl_rollouts import Collected, SampleSettings, collect
+from melete.loops.rl_update import UpdateSettings, update_policy
+from melete.rewards.rules import BatchReward, RewardFunction
 from melete.sampling.protocol import Sampler
-from melete.text.chat import decode_completion, pad_token, prompt_tokens
-from melete.types import Problem, Rollout, RolloutGroup, SampleRequest, SamplingSettings
+from melete.text.chat import pad_token
+from melete.types import Problem, RolloutGroup
+
+# what the learner, a critic, a teacher or a grader of steps says of a batch: a stream [B, T]
+Annotator = Callable[[Batch, Sequence[RolloutGroup]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class RLSettings:
-    """`key_parts` (run seed, stage name) begin the key of every random number of the stage."""
+    """`max_staleness`: the sampler's weights are at most so many steps behind; 0 is synchronous training."""
 
-    group_size: int
-    sampling: SamplingSettings
-    key_parts: tuple[int | str, ...]
+    sampling: SampleSettings
+    update: UpdateSettings = UpdateSettings()
     reference_refresh_steps: int = 0
-    thought_opened: bool = False  # the template itself writes <think>
+    max_staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did: metrics are a function of recipe and seed, timings (seconds) are not."""
+    """What one step did: metrics are a function of recipe and seed, timings (seconds) are not.
+
+    `kl_coef` is the weight that the next step begins with.
+    """
 
     number: int
     groups: Sequence[RolloutGroup]
     update: TrainBatch
     metrics: Mapping[str, float]
     timings: Mapping[str, float]
+    kl_coef: float
 
 
 def train(
@@ -52,69 +60,79 @@ def train(
     start: int,
     stop: int,
     settings: RLSettings,
-    problems: Callable[[int], Sequence[Problem]],
+    problems: Callable[[int, int], Sequence[Problem]],
     sampler: Sampler,
     learner: Learner,
     tokenizer: PreTrainedTokenizerBase,
-    rewards: Mapping[str, RewardFunction],
+    rewards: Mapping[str, RewardFunction | BatchReward],
     reward_weights: Mapping[str, float],
     algorithm: Algorithm,
     on_step: Callable[[Step], None],
+    critic: Critic | None = None,
+    annotators: Mapping[str, Annotator] | None = None,
 ) -> None:
-    """Runs steps `start` to `stop - 1`; `on_step` hears of each after the update and may stop by raising."""
+    """Runs steps `start` to `stop - 1`; `on_step` hears of each after the update and may stop by raising.
+
+    `problems(step, draw)` are those of a step; with dynamic sampling there may be several draws. `annotators` give the
+    streams that learner and critic do not have, such as teacher_logprobs.
+    """
+    known = _annotators(learner, critic) | dict(annotators or {})
     for step in range(start, stop):
         clock = [time.perf_counter()]
-        rollouts = sample_rollouts(sampler, tokenizer, problems(step), settings, step)
+        found = collect(sampler, tokenizer, problems, step, settings.sampling, rewards, reward_weights, algorithm)
         clock.append(time.perf_counter())
-        groups = grade_groups(rollouts, rewards, reward_weights)
-        batch = Batch.from_groups(groups, pad_token(tokenizer))
-        clock.append(time.perf_counter())
-        update = credit(batch, annotate(batch, learner, algorithm), algorithm)
-        stats = learner.update(update, algorithm)
+        update = _credited(found, pad_token(tokenizer), algorithm, known, reward_weights, settings)
+        stats = update_policy(update, algorithm, learner, critic, settings.update, step)
+        algorithm = _with_adapted_kl(algorithm, stats, num_rollouts=sum(len(g.rollouts) for g in found.groups))
         if settings.reference_refresh_steps and (step + 1) % settings.reference_refresh_steps == 0:
             learner.refresh_reference()
-        sampler.load_weights(learner.weights(), version=step + 1)
+        if (step + 1) % (settings.max_staleness + 1) == 0:
+            sampler.load_weights(learner.weights(), version=step + 1)
         clock.append(time.perf_counter())
         spans = (after - before for before, after in itertools.pairwise(clock))
-        timings: dict[str, float] = dict(zip(("sample_seconds", "grade_seconds", "update_seconds"), spans, strict=True))
-        on_step(
-            Step(step, groups, update, step_metrics(groups, stats, thought_opened=settings.thought_opened), timings)
-        )
+        timings = dict(zip(("sample_seconds", "update_seconds"), spans, strict=True)) | found.timings
+        metrics = step_metrics(found, stats, step=step, thought_opened=settings.sampling.thought_opened)
+        on_step(Step(step, found.groups, update, metrics, timings, algorithm.kl_coef))
 
 
-def sample_rollouts(
-    sampler: Sampler,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+def _annotators(learner: Learner, critic: Critic | None) -> dict[str, Annotator]:
+    known: dict[str, Annotator] = {
+        "old_logprobs": lambda batch, _groups: learner.logprobs(batch),
+        "ref_logprobs": lambda batch, _groups: learner.ref_logprobs(batch),
+    }
+    return known | ({"values": lambda batch, _groups: critic.values(batch)} if critic else {})
+
+
+def _credited(
+    found: Collected,
+    pad_token_id: int,
+    algorithm: Algorithm,
+    annotators: Mapping[str, Annotator],
+    reward_weights: Mapping[str, float],
     settings: RLSettings,
-    step: int,
-) -> list[list[Rollout]]:
-    """`group_size` rollouts of each problem."""
-    requests = [
-        SampleRequest(
-            prompt_tokens(tokenizer, problem.messages),
-            tuple(
-                rollout_key(*settings.key_parts, step, problem.problem_id, sibling)
-                for sibling in range(settings.group_size)
-            ),
-        )
-        for problem in problems
-    ]
-    completions = sampler.sample(requests, settings.sampling)
-    return [
-        [
-            Rollout(
-                problem, sibling, request.prompt_tokens, completion, decode_completion(tokenizer, completion.tokens)
-            )
-            for sibling, completion in enumerate(siblings)
-        ]
-        for problem, request, siblings in zip(problems, requests, completions, strict=True)
-    ]
+) -> TrainBatch:
+    """Rows with advantages; only the streams that are asked for are computed.
+
+    Raises `ValueError` for a stream that nobody gives.
+    """
+    batch = Batch.from_groups(found.groups, pad_token_id)
+    is_only_update = settings.update.num_updates == 1 and settings.max_staleness == 0
+    wanted = algorithm.needs - (algorithm.optional if is_only_update else frozenset())
+    if missing := sorted(wanted - annotators.keys()):
+        raise ValueError(f"{algorithm.name} needs {', '.join(missing)}, and nobody gives it")
+    streams = {name: annotators[name](batch, found.groups) for name in sorted(wanted)}
+    return credit(batch, Annotations(streams), algorithm, reward_weights)
 
 
-def annotate(batch: Batch, learner: Learner, algorithm: Algorithm) -> Annotations:
-    """The log-probs that the algorithm asks for and nothing else."""
-    streams = {}
-    if "ref_logprobs" in algorithm.needs:
-        streams["ref_logprobs"] = learner.ref_logprobs(batch)
-    return Annotations(streams)
+def _with_adapted_kl(algorithm: Algorithm, stats: Mapping[str, float], *, num_rollouts: int) -> Algorithm:
+    settings = algorithm.settings
+    if settings.kl_target is None or "kl" not in stats:
+        return algorithm
+    kl_coef = adapted_kl_coef(
+        settings.kl_coef,
+        stats["kl"],
+        kl_target=settings.kl_target,
+        kl_horizon=settings.kl_horizon,
+        num_rollouts=num_rollouts,
+    )
+    return replace(algorithm, settings=replace(settings, kl_coef=kl_coef))

@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from melete.evaluation.reflection import R1_WORDS, reflection
+from melete.loops.rl_rollouts import Collected, has_signal
 from melete.text.answers import parse_completion
 from melete.types import RolloutGroup
 
 
 def step_metrics(
-    groups: Sequence[RolloutGroup], stats: Mapping[str, float], *, thought_opened: bool = False
+    found: Collected, stats: Mapping[str, float], *, step: int, thought_opened: bool = False
 ) -> dict[str, float]:
-    """Means over the rollouts of a step, the shape of its groups, and the learner's own numbers."""
+    """Means over all rollouts of a step, the shape of its groups, and the learner's own numbers."""
+    groups = found.all_groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [reward for group in groups for reward in group.rewards]
     lengths = [len(rollout.completion.tokens) for rollout in rollouts]
@@ -29,18 +31,20 @@ def step_metrics(
         "reflection_per_1k": reflection(texts, sum(lengths), R1_WORDS).per_1k,
         "grader_failures": float(len(rewards) - len(totals)),
         "num_completion_tokens": float(sum(lengths)),
+        "staleness_max": float(step - min(rollout.completion.policy_version for rollout in rollouts)),
     }
     for name in rewards[0].parts:
         metrics[f"reward/{name}"] = _mean([value for r in rewards if (value := r.parts[name]) is not None])
+    if len(groups) != len(found.groups):
+        metrics["num_sampled_groups"] = float(len(groups))
     return metrics | _group_metrics(groups) | dict(stats)
 
 
 def _group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Shares of groups that teach nothing (all rewards equal), and of those in which everything was right."""
-    known = [[r.total for r in group.rewards if r.total is not None] for group in groups]
-    accuracies = [[r.parts.get("accuracy") for r in group.rewards] for group in groups]
+    accuracies = [[reward.parts.get("accuracy") for reward in group.rewards] for group in groups]
     return {
-        "dead_groups": _mean([float(len(set(totals)) <= 1) for totals in known]),
+        "dead_groups": _mean([float(not has_signal(group)) for group in groups]),
         "all_correct_groups": _mean([float(all(a == 1.0 for a in parts)) for parts in accuracies]),
     }
 

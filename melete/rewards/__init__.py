@@ -8,23 +8,29 @@ from dataclasses import dataclass
 from typing import cast
 
 from melete.errors import RecipeError
-from melete.rewards.rules import Grade, RewardFunction, accuracy, format_tags, random_reward
+from melete.rewards.rules import Grade, RewardFunction, accuracy, format_tags, random_reward, soft_overlong
 from melete.suggest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
 class RewardContext:
-    """What a reward may need to know: the task's grader, the run's seed, and whether the template opens `<think>`."""
+    """What a reward may need to know: the task's grader, the run's seed, and whether the template opens `<think>`.
+
+    `plain`: the answer is the text without its thought, and no tags are expected.
+    """
 
     grade: Grade
     seed: int
     thought_opened: bool = False
+    plain: bool = False
+    max_new_tokens: int = 0
 
 
 REWARDS: dict[str, Callable[[RewardContext], RewardFunction]] = {
-    "accuracy": lambda context: accuracy(context.grade, thought_opened=context.thought_opened),
+    "accuracy": lambda context: accuracy(context.grade, thought_opened=context.thought_opened, plain=context.plain),
     "format": lambda context: format_tags(thought_opened=context.thought_opened),
     "format_with_thought": lambda context: format_tags(thought_required=True, thought_opened=context.thought_opened),
+    "overlong": lambda context: soft_overlong(context.max_new_tokens),
     "random": lambda context: random_reward(seed=context.seed),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from melete.rewards.rules import RewardFunction
+from melete.rewards.rules import BatchReward, RewardFunction
 from melete.types import Reward, Rollout, RolloutGroup
 
 
@@ -28,20 +28,41 @@ def grade_rollout(rollout: Rollout, functions: Mapping[str, RewardFunction], wei
 
 
 def grade_groups(
-    rollouts: Sequence[Sequence[Rollout]], functions: Mapping[str, RewardFunction], weights: Mapping[str, float]
+    rollouts: Sequence[Sequence[Rollout]],
+    functions: Mapping[str, RewardFunction | BatchReward],
+    weights: Mapping[str, float],
 ) -> list[RolloutGroup]:
-    """One `RolloutGroup` per non-empty list of siblings.
+    """One `RolloutGroup` per non-empty list of siblings; a `BatchReward` sees all of them at once.
 
     Raises `ValueError` when a part has no weight or a weight no part.
     """
     if functions.keys() != weights.keys():
         raise ValueError(f"reward parts {sorted(functions)} and weights {sorted(weights)} differ")
+    everything = [rollout for siblings in rollouts for rollout in siblings]
+    single = {name: _looked_up(f, everything) if isinstance(f, BatchReward) else f for name, f in functions.items()}
     return [
         RolloutGroup(
             group_id=siblings[0].problem.problem_id,
             problem=siblings[0].problem,
             rollouts=tuple(siblings),
-            rewards=tuple(grade_rollout(rollout, functions, weights) for rollout in siblings),
+            rewards=tuple(grade_rollout(rollout, single, weights) for rollout in siblings),
         )
         for siblings in rollouts
     ]
+
+
+def _looked_up(function: BatchReward, rollouts: Sequence[Rollout]) -> RewardFunction:
+    """The reward of one rollout out of those of all; a failure of the whole batch is each one's failure."""
+    try:
+        values = function(rollouts)
+        if len(values) != len(rollouts):
+            raise ValueError(f"{len(values)} scores for {len(rollouts)} rollouts")
+    except Exception as error:  # a grader's failure is data
+        failure = error
+
+        def failed(_rollout: Rollout) -> float:
+            raise failure
+
+        return failed
+    found = {id(rollout): value for rollout, value in zip(rollouts, values, strict=True)}
+    return lambda rollout: found[id(rollout)]

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from melete.text.answers import parse_completion
+from melete.text.answers import parse_completion, without_thought
 from melete.types import Problem, Rollout
 
 RewardFunction = Callable[[Rollout], float]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReward:
+    """A reward that is cheaper for many rollouts at once, such as a model's score."""
+
+    scores: Callable[[Sequence[Rollout]], Sequence[float]]
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
+        return self.scores(rollouts)
+
+
 Grade = Callable[[Problem, str], float]
 
 
-def accuracy(grade: Grade, *, thought_opened: bool = False) -> RewardFunction:
-    """The task's own grade of what is inside `<answer>` after the thought; 0 where there is no answer."""
+def accuracy(grade: Grade, *, thought_opened: bool = False, plain: bool = False) -> RewardFunction:
+    """The task's own grade of what is inside `<answer>` after the thought; 0 where there is no answer.
+
+    A `plain` answer has no tags: it is all that is not the thought.
+    """
 
     def reward(rollout: Rollout) -> float:
+        if plain:
+            return grade(rollout.problem, without_thought(rollout.text, thought_opened=thought_opened))
         answer = parse_completion(rollout.text, thought_opened=thought_opened).answer
         return 0.0 if answer is None else grade(rollout.problem, answer)
 
@@ -33,6 +51,20 @@ def format_tags(*, thought_required: bool = False, thought_opened: bool = False)
         parsed = parse_completion(rollout.text, thought_opened=thought_opened)
         complete = parsed.well_formed and rollout.completion.finish_reason == "stop"
         return float(complete and (parsed.thought is not None or not thought_required))
+
+    return reward
+
+
+def soft_overlong(max_new_tokens: int, *, cache_share: float = 0.2) -> RewardFunction:
+    """DAPO's soft overlong punishment (Yu et al. 2025, eq. 13), from 0 down to -1 over the last tokens of the limit.
+
+    With L_cache = `cache_share` L_max (DAPO: 4,096 of 20,480): 0 up to L_max - L_cache, then falling evenly to -1.
+    """
+    cache = max(1, round(cache_share * max_new_tokens))
+
+    def reward(rollout: Rollout) -> float:
+        over = len(rollout.completion.tokens) - (max_new_tokens - cache)
+        return -min(1.0, max(0.0, over / cache))
 
     return reward
 

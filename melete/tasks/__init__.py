@@ -11,11 +11,14 @@ from melete.errors import RecipeError
 from melete.tasks.arithmetic import ArithmeticChain
 from melete.tasks.base import SPLITS, Task
 from melete.tasks.countdown import Countdown
+from melete.tasks.verse import Verse
 
-TASKS: dict[str, type[ArithmeticChain] | type[Countdown]] = {
+TASKS: dict[str, type[ArithmeticChain] | type[Countdown] | type[Verse]] = {
     "arithmetic_chain": ArithmeticChain,
     "countdown": Countdown,
+    "verse": Verse,
 }
+NOT_SETTINGS = ("name", "plain_answers")
 
 
 def make_task(name: str, settings: Mapping[str, Any]) -> Task:
@@ -26,7 +29,7 @@ def make_task(name: str, settings: Mapping[str, Any]) -> Task:
     if name not in TASKS:
         raise RecipeError(f"no task is called {name!r}", remedy=_nearest(name, list(TASKS)))
     kind = TASKS[name]
-    known = {f.name: f for f in fields(kind) if f.name != "name"}
+    known = {f.name: f for f in fields(kind) if f.name not in NOT_SETTINGS}
     for key, value in settings.items():
         if key not in known:
             raise RecipeError(f"task {name} has no setting {key!r}", remedy=_nearest(key, list(known)))

@@ -6,14 +6,18 @@ Too much to do in the head of a tiny model, easy one step at a time: the smalles
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from melete.errors import RecipeError
 from melete.tasks.base import Split, check_gold, draw_from_split
+from melete.text.answers import parse_completion
 from melete.text.numbers import parse_integer
 from melete.types import Message, Problem
 
 QUESTIONS = ("{}=?", "What is {}?", "Compute {}.", "Work out {}.")
+_EQUATION = re.compile(r"(\d{1,4})([+-])(\d{1,4})=(-?\d{1,5})")
 PREGUNTAS = ("¿Cuánto es {}?", "Calcula {}.")
 
 
@@ -93,3 +97,20 @@ class ArithmeticChain:
     def grade(self, problem: Problem, answer: str) -> float:
         value = parse_integer(answer)
         return float(value is not None and value == int(problem.gold))
+
+    def label_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool]:
+        """A line is right when its equation holds and the answer in it, if there is one, is the right one.
+
+        >>> chain = ArithmeticChain()
+        >>> problem = Problem("p", "arithmetic_chain", (), "6")
+        >>> chain.label_steps(problem, ["<think>3+5=8\\n", "8-2=5\\n", "</think><answer>6</answer>"])
+        [True, False, True]
+        """
+        labels = []
+        for step in steps:
+            sums = [
+                int(a) + (int(b) if sign == "+" else -int(b)) == int(c) for a, sign, b, c in _EQUATION.findall(step)
+            ]
+            answer = parse_completion(step.rpartition("</think>")[2]).answer
+            labels.append(all(sums) and (answer is None or self.grade(problem, answer) == 1.0))
+        return labels

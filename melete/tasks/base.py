@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol, TypeVar
 
 from melete.errors import DataError, RecipeError
+from melete.text.steps import split_steps
 from melete.types import Problem
 
 Split = Literal["train", "held_out"]
@@ -34,6 +35,25 @@ class Task(Protocol):
     def grade(self, problem: Problem, answer: str) -> float:
         """1.0 for a right answer, 0.0 for a wrong one; `answer` is untrusted text."""
         ...
+
+
+def is_plain(task: Task) -> bool:
+    """Whether answers are plain text, without `<answer>` tags; a task says so by `plain_answers = True`."""
+    return bool(getattr(task, "plain_answers", False))
+
+
+def step_labels_of(task: Task, problem: Problem, text: str) -> list[bool]:
+    """The task's judgement of each step of a completion, in the order of `split_steps`.
+
+    Raises `RecipeError` for a task that judges answers only.
+    """
+    label_steps = getattr(task, "label_steps", None)
+    if label_steps is None:
+        raise RecipeError(
+            f"task {task.name} judges answers, not single steps",
+            remedy="use a task with label_steps, such as arithmetic_chain, or a process reward model",
+        )
+    return list(label_steps(problem, split_steps(text)))
 
 
 def split_of(canonical: str) -> Split:

@@ -40,6 +40,20 @@ def parse_completion(text: str, *, thought_opened: bool = False) -> ParsedComple
     return _malformed(whole)
 
 
+def without_thought(text: str, *, thought_opened: bool = False) -> str:
+    """What a reader is shown: all that stands outside the thought. A thought that never ends leaves nothing.
+
+    >>> without_thought("<think>a cat</think> The cat sleeps."), without_thought("Hello."), without_thought("<think>a")
+    ('The cat sleeps.', 'Hello.', '')
+    """
+    whole = f"<think>{text}" if thought_opened else text
+    head, opened, rest = whole.partition("<think>")
+    if not opened:
+        return whole.strip()
+    _, closed, tail = rest.partition("</think>")
+    return f"{head}{tail if closed else ''}".strip()
+
+
 def _malformed(text: str) -> ParsedCompletion:
     head, closed, tail = text.partition("</think>")
     thought = head.split("<think>", 1)[1].strip() if "<think>" in head else None

@@ -43,3 +43,21 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int])
     """The completion as graders and people read it: without the end-of-turn token, with the tags."""
     kept = tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens
     return str(tokenizer.decode(list(kept), skip_special_tokens=False))
+
+
+def tokens_after_thought(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> tuple[int, ...]:
+    """The completion's own tokens that follow `</think>`: all of them where no thought was written, none in an open one.
+
+    Nothing is encoded again, so a score belongs to the very tokens that were sampled.
+    """
+    text = decode_completion(tokenizer, tokens)
+    if "</think>" not in text:
+        return () if "<think>" in text else tuple(tokens)
+    low, high = 0, len(tokens)
+    while low < high:  # the shortest prefix that holds the closing tag
+        middle = (low + high) // 2
+        if "</think>" in str(tokenizer.decode(list(tokens[:middle]), skip_special_tokens=False)):
+            high = middle
+        else:
+            low = middle + 1
+    return tuple(tokens[low:])

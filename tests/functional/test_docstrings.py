@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
 
-MODULES = [f"functional.{name}" for name in ("logprobs", "kl", "advantages", "policy", "supervised", "aggregate")]
+FUNCTIONAL = Path(__file__).parents[2] / "melete" / "functional"
+MODULES = [f"functional.{path.stem}" for path in sorted(FUNCTIONAL.glob("[a-z]*.py"))]
 
 
-@pytest.mark.parametrize("name", [*MODULES, "algorithms", "batch"])
+@pytest.mark.parametrize(
+    "name", [*MODULES, "algorithms.table", "algorithms.preference", "batch", "text.answers", "text.steps", "threads"]
+)
 def test_the_examples_of_the_docstrings_are_true(name: str) -> None:
     module = importlib.import_module(f"melete.{name}")
     found = doctest.testmod(module, extraglobs={"torch": torch})

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, tensor
 
-from melete.functional.kl import ESTIMATORS, exact, k1, k2, k3
+from melete.functional.kl import ESTIMATORS, exact, k1, k2, k3, k3_straight_through
 
 logit_lists = st.lists(st.floats(-3, 3), min_size=5, max_size=5)
 
@@ -98,7 +98,21 @@ def test_with_the_score_term_k1_and_k3_give_the_reverse_kl_gradient(name: str) -
     torch.testing.assert_close(got, gradient(exact(logits, ref), logits))
 
 
-@pytest.mark.parametrize("name", ["k2", "k3"])
+@settings(max_examples=40, deadline=None)
+@given(a=logit_lists, b=logit_lists)
+def test_k3_straight_through_has_the_value_of_k3_and_the_gradient_of_reverse_kl(a: list[float], b: list[float]) -> None:
+    """I18, I19: token by token k3's value, exactly, and k2's gradient; in expectation, KL and its gradient."""
+    logits, ref = tensor(a, dtype=torch.float64, requires_grad=True), tensor(b, dtype=torch.float64)
+    log_p, log_q = torch.log_softmax(logits, -1)[None].detach().requires_grad_(), torch.log_softmax(ref, -1)[None]
+    value = k3_straight_through(log_p, log_q)
+    assert torch.equal(value, k3(log_p, log_q))
+    torch.testing.assert_close(gradient(value.sum(), log_p), gradient(k2(log_p, log_q).sum(), log_p))
+    torch.testing.assert_close(enumerated(k3_straight_through, logits, ref), exact(logits, ref))
+    got = gradient(enumerated(k3_straight_through, logits, ref), logits)
+    torch.testing.assert_close(got, gradient(exact(logits, ref), logits))
+
+
+@pytest.mark.parametrize("name", ["k2", "k3", "k3_straight_through"])
 def test_a_token_far_beyond_the_bound_still_has_a_gradient_and_a_finite_value(name: str) -> None:
     """I20."""
     policy = tensor([[-200.0, 0.0]], requires_grad=True)

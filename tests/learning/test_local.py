@@ -51,7 +51,7 @@ def watch_gradient(learner: LocalLearner) -> dict[str, Tensor]:
     def keep(*_: object) -> None:
         seen.update({n: p.grad.clone() for n, p in learner.model.named_parameters() if p.grad is not None})
 
-    learner.optimizer.register_step_pre_hook(keep)
+    learner.updater.optimizer.register_step_pre_hook(keep)
     return seen
 
 
@@ -167,6 +167,21 @@ def test_old_logprobs_stay_those_of_the_weights_that_wrote_the_rows() -> None:
     assert second["approx_kl"] > 1e-6
 
 
+def every_stream(algorithm: Algorithm, learner: LocalLearner, batch: Batch) -> dict[str, Tensor]:
+    """What the row asks for; a teacher likes what was rewarded, and the last token ends the only step."""
+    last = batch.loss_mask & ~torch.nn.functional.pad(batch.loss_mask[:, 1:], (0, 1))
+    old = learner.logprobs(batch)
+    streams = {
+        "old_logprobs": old,
+        "ref_logprobs": learner.ref_logprobs(batch),
+        "values": torch.zeros(batch.tokens.shape),
+        "teacher_logprobs": old + batch.rewards[:, None] - batch.rewards.mean(),
+        "step_ends": last,
+        "step_rewards": torch.where(last, batch.rewards[:, None], 0.0),
+    }
+    return {name: streams[name] for name in algorithm.needs}
+
+
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_every_algorithm_raises_what_was_rewarded(name: str) -> None:
     """After some steps on the same rows, winners are likelier relative to losers (SFT: all are likelier)."""
@@ -174,8 +189,7 @@ def test_every_algorithm_raises_what_was_rewarded(name: str) -> None:
     model = llama()
     learner = learner_of(model)
     batch = sampled_batch(model)
-    streams = {"ref_logprobs": learner.ref_logprobs(batch)} if "ref_logprobs" in algorithm.needs else {}
-    update = credit(batch, Annotations(streams), algorithm)
+    update = credit(batch, Annotations(every_stream(algorithm, learner, batch)), algorithm)
     before = learner.logprobs(update)
     for _ in range(3):
         learner.update(update, algorithm)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny_critic
+from torch import Tensor
+from torch.nn import functional as F
 
 from melete.algorithms import ALGORITHMS, resolve
+from melete.batch import Batch
 from melete.learning.local import LocalLearner, OptimizerSettings
 from melete.loops import rl
+from melete.loops.rl_rollouts import SampleSettings, has_signal
+from melete.loops.rl_update import UpdateSettings
 from melete.models.tiny import tiny_model, train_tokenizer
 from melete.rewards import RewardContext, make_rewards
 from melete.sampling.native import NativeSampler
@@ -28,29 +36,59 @@ PROMPTS, GROUP = 4, 8
 RL_ALGORITHMS = sorted(set(ALGORITHMS) - {"sft"})
 
 
-def problems(step: int) -> list[Problem]:
-    return [TASK.problem("train", step * PROMPTS + offset) for offset in range(PROMPTS)]
+def problems(step: int, draw: int = 0) -> list[Problem]:
+    return [TASK.problem("train", draw * 10**6 + step * PROMPTS + offset) for offset in range(PROMPTS)]
+
+
+def last_tokens(batch: Batch) -> Tensor:
+    return batch.loss_mask & ~F.pad(batch.loss_mask[:, 1:], (0, 1))
+
+
+# a teacher that likes even tokens, and a judge of steps for whom the completion is one step
+ANNOTATORS: dict[str, rl.Annotator] = {
+    "teacher_logprobs": lambda batch, _groups: -1.0 - 4.0 * (batch.tokens % 2),
+    "step_ends": lambda batch, _groups: last_tokens(batch),
+    "step_rewards": lambda batch, _groups: torch.where(last_tokens(batch), batch.rewards[:, None], 0.0),
+}
 
 
 def trained(
-    weights: dict[str, float], *, num_steps: int = 16, lr: float = 1e-2, algorithm: str = "grpo", seed: int = 0
+    weights: dict[str, float],
+    *,
+    num_steps: int = 16,
+    lr: float = 1e-2,
+    algorithm: str = "grpo",
+    seed: int = 0,
+    update: UpdateSettings | None = None,
+    max_staleness: int = 0,
+    max_draws: int = 4,
+    **overrides: Any,
 ) -> tuple[list[rl.Step], LocalLearner]:
     torch.manual_seed(seed)
     model = tiny_model(TOKENIZER, hidden_size=32, num_layers=2).eval()
-    learner = LocalLearner(model, optimizer=OptimizerSettings(lr=lr, num_steps=num_steps))
+    row = resolve(algorithm, max_new_tokens=8, **overrides)
+    updates = update or UpdateSettings()
+    optimizer = OptimizerSettings(lr=lr, num_steps=num_steps * updates.num_updates)
+    learner = LocalLearner(model, optimizer=optimizer)
     steps: list[rl.Step] = []
     rl.train(
         start=0,
         stop=num_steps,
-        settings=rl.RLSettings(GROUP, SamplingSettings(8), (seed, "rl")),
+        settings=rl.RLSettings(
+            SampleSettings(GROUP, SamplingSettings(8), (seed, "rl"), max_draws=max_draws),
+            updates,
+            max_staleness=max_staleness,
+        ),
         problems=problems,
-        sampler=NativeSampler(model, TOKENIZER),
+        sampler=NativeSampler(copy.deepcopy(model) if max_staleness else model, TOKENIZER),
         learner=learner,
         tokenizer=TOKENIZER,
         rewards=make_rewards(weights, RewardContext(TASK.grade, seed)),
         reward_weights=weights,
-        algorithm=resolve(algorithm, max_new_tokens=8),
+        algorithm=row,
         on_step=steps.append,
+        critic=tiny_critic(optimizer, TOKENIZER) if "values" in row.needs else None,
+        annotators=ANNOTATORS,
     )
     return steps, learner
 
@@ -66,7 +104,9 @@ def share_of_even_tokens(steps: Sequence[rl.Step]) -> float:
 
 @pytest.mark.parametrize("algorithm", RL_ALGORITHMS)
 def test_what_is_rewarded_becomes_more_frequent(algorithm: str) -> None:
-    steps, _ = trained({EVEN: 1.0}, algorithm=algorithm, num_steps=16)
+    # an untrained model never ends its turn, so all of its completions are overlong
+    overrides = {"overlong_filter": False} if algorithm == "dapo" else {}
+    steps, _ = trained({EVEN: 1.0}, algorithm=algorithm, num_steps=16, **overrides)
     first, last = share_of_even_tokens(steps[:3]), share_of_even_tokens(steps[-3:])
     assert last > first + 0.2
     rewards = [step.metrics["reward"] for step in steps]
@@ -143,3 +183,56 @@ def test_a_step_on_which_every_grader_fails_is_counted_and_changes_nothing() -> 
     assert steps[0].metrics["grader_failures"] == PROMPTS * GROUP
     assert steps[0].update.num_rows == 0
     assert all(torch.equal(before[name], weight) for name, weight in learner.weights().items())
+
+
+def test_several_updates_of_one_batch_use_the_log_probs_from_before_the_first() -> None:
+    """I15: the ratio leaves 1 as soon as the weights have moved, and each pass deals the rows anew."""
+    updates = UpdateSettings(num_epochs=2, num_minibatches=2, seed="s")
+    steps, _ = trained({EVEN: 1.0}, num_steps=3, algorithm="dr_grpo", update=updates)
+    assert all(step.metrics["num_updates"] == 4 for step in steps)
+    assert all(step.metrics["ratio_max"] > 1.001 for step in steps)
+    assert all("old_logprobs" in step.update.streams for step in steps)
+
+
+def test_updates_end_early_once_the_policy_has_moved_too_far() -> None:
+    updates = UpdateSettings(num_epochs=4, num_minibatches=2, approx_kl_limit=1e-6, seed="s")
+    steps, _ = trained({EVEN: 1.0}, num_steps=2, algorithm="dr_grpo", update=updates)
+    assert all(step.metrics["num_updates"] == 2 for step in steps)  # the first is on-policy, the second is not
+
+
+def test_the_samplers_weights_are_never_further_behind_than_is_allowed() -> None:
+    """I40: pushed every third step, so 0, 1 and 2 steps behind, and never more."""
+    steps, _ = trained({EVEN: 1.0}, num_steps=7, algorithm="decoupled_ppo", max_staleness=2)
+    assert [step.metrics["staleness_max"] for step in steps] == [0, 1, 2, 0, 1, 2, 0]
+    assert steps[0].metrics["ratio_max"] == pytest.approx(1.0, abs=1e-6)
+    assert steps[1].metrics["sampler_mismatch"] > 1e-4 > steps[3].metrics["sampler_mismatch"]
+
+
+def test_dynamic_sampling_draws_until_every_group_has_something_to_teach() -> None:
+    """I28: decided by raw rewards; what was drawn in vain is counted and not learnt from."""
+    weights = {"tiny_rewards:rarely_right": 1.0}
+    plain, _ = trained(weights, num_steps=2, algorithm="dapo", dynamic_sampling=False)
+    dynamic, _ = trained(weights, num_steps=2, algorithm="dapo", max_draws=20)
+    assert any(not has_signal(group) for step in plain for group in step.groups)
+    for step in dynamic:
+        assert len(step.groups) == PROMPTS
+        assert all(has_signal(group) for group in step.groups)
+        assert step.metrics["num_sampled_groups"] > PROMPTS
+        assert step.metrics["dead_groups"] > 0
+    few, _ = trained(weights, num_steps=1, algorithm="dapo", max_draws=1)
+    assert 0 < len(few[0].groups) <= PROMPTS
+
+
+def test_an_adaptive_kl_weight_moves_towards_its_target() -> None:
+    """I21: the KL is far below a target of 10, so the weight falls; far above one of 1e-9, it rises."""
+    for target, rises in ((10.0, False), (1e-9, True)):
+        steps, _ = trained({EVEN: 1.0}, num_steps=4, kl_coef=0.1, kl_target=target, kl_horizon=1000.0)
+        assert (steps[-1].kl_coef > 0.1) == rises
+        assert len({step.kl_coef for step in steps}) > 1
+
+
+def test_a_policy_stands_still_while_its_critic_warms_up() -> None:
+    updates = UpdateSettings(critic_warmup_steps=2)
+    steps, _ = trained({EVEN: 1.0}, num_steps=3, algorithm="ppo", update=updates)
+    assert ["grad_norm" in step.metrics for step in steps] == [False, False, True]
+    assert all("critic/value_loss" in step.metrics for step in steps)

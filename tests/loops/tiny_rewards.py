@@ -28,3 +28,8 @@ def even_tokens_unless_stopped(rollout: Rollout) -> float:
             for number in numbers:
                 os.kill(os.getpid(), number)
     return even_tokens(rollout)
+
+
+def rarely_right(rollout: Rollout) -> float:
+    """1 where the first token is one of a twelfth: most groups of 8 have none or one."""
+    return float(rollout.completion.tokens[0] % 12 == 0 and rollout.sibling < 4)

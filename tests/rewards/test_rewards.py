@@ -228,6 +228,6 @@ def test_a_module_that_breaks_while_it_is_imported_is_a_refusal(tmp_path, monkey
 
 
 def test_every_reward_of_the_table_is_between_zero_and_one_for_any_text() -> None:
-    for name in REWARDS:
+    for name in sorted(REWARDS.keys() - {"overlong"}):  # a penalty, from -1 to 0
         for text in ("", "<answer>6</answer>", "<think></think><answer>6</answer>", "\x00", "<answer>" * 1000):
             assert 0.0 <= score(name, text) <= 1.0

@@ -1,0 +1,45 @@
+"""Text to tokens, once: a prompt rendered by the chat template, a completion, and the end of the turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from melete.text.chat import prompt_tokens
+from melete.types import Demonstration, LabelledCompletion, LabelledSteps, Message, PreferencePair
+
+MaskedRow = tuple[list[int], list[bool]]  # tokens, and which of them are the completion's
+
+
+def completion_row(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], completion: str) -> MaskedRow:
+    """Prompt and completion; the mask covers the completion and the end-of-turn token."""
+    prompt = prompt_tokens(tokenizer, messages)
+    written = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
+    return [*prompt, *written], [False] * len(prompt) + [True] * len(written)
+
+
+def pair_rows(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair) -> tuple[MaskedRow, MaskedRow]:
+    """The chosen and the rejected row."""
+    chosen = completion_row(tokenizer, pair.messages, pair.chosen)
+    return chosen, completion_row(tokenizer, pair.messages, pair.rejected)
+
+
+def single_row(tokenizer: PreTrainedTokenizerBase, row: Demonstration | LabelledCompletion) -> MaskedRow:
+    return completion_row(tokenizer, row.messages, row.completion)
+
+
+def step_row(tokenizer: PreTrainedTokenizerBase, row: LabelledSteps) -> tuple[MaskedRow, list[tuple[int, bool]]]:
+    """The row, and for each step the position of its last token with its label.
+
+    Steps are tokenised one by one, so that a boundary between steps is one between tokens; an empty step is left out.
+    """
+    prompt = prompt_tokens(tokenizer, row.messages)
+    tokens, ends = list(prompt), list[tuple[int, bool]]()
+    for step, label in zip(row.steps, row.labels, strict=True):
+        written = tokenizer.encode(step, add_special_tokens=False)
+        tokens += written
+        if written:
+            ends.append((len(tokens) - 1, label))
+    tokens.append(tokenizer.eos_token_id)
+    return (tokens, [False] * len(prompt) + [True] * (len(tokens) - len(prompt))), ends

@@ -1,0 +1,50 @@
+"""What a recipe may say: a list of stages, each with its own settings, in TOML.
+
+Every field carries its documentation below it; `--help`, the messages and the settings page are made from these lines.
+Unknown keys are refused, and so are values that cannot work together, with the reason. Nothing here loads torch.
+
+base.py         what every part is made of, and the tables that several stages share
+pretrain.py     a base model from nothing
+imitation.py    supervised fine-tuning, distillation
+rl.py           reinforcement learning, and the comparison of its algorithms
+preferences.py  pairs, reward models, DPO and its family
+recipe.py       the list of stages
+"""
+
+from melete.schema.base import (
+    BUNDLED_MODELS,
+    EvaluationSettings,
+    Problem,
+    Settings,
+    Stage,
+    TaskSettings,
+    TrainingStage,
+)
+from melete.schema.imitation import DistillStage, SFTStage
+from melete.schema.preferences import PairsStage, PreferenceStage, RewardModelStage
+from melete.schema.pretrain import PretrainStage
+from melete.schema.recipe import STAGE_KINDS, AnyStage, Recipe
+from melete.schema.rl import CompareStage, CriticSettings, RewardModelPart, RLStage
+
+__all__ = [
+    "BUNDLED_MODELS",
+    "STAGE_KINDS",
+    "AnyStage",
+    "CompareStage",
+    "CriticSettings",
+    "DistillStage",
+    "EvaluationSettings",
+    "PairsStage",
+    "PreferenceStage",
+    "PretrainStage",
+    "Problem",
+    "RLStage",
+    "Recipe",
+    "RewardModelPart",
+    "RewardModelStage",
+    "SFTStage",
+    "Settings",
+    "Stage",
+    "TaskSettings",
+    "TrainingStage",
+]

@@ -1,0 +1,121 @@
+"""What every part of a recipe is made of: frozen settings, and the tables that several stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Problem: TypeAlias = tuple[str, str]  # a key below the settings object, and what is wrong with it
+BUNDLED_MODELS = ("tiny",)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 3e7 tokens
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+CountOrNone = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+Setting: TypeAlias = bool | int | float | str
+
+
+class Settings(BaseModel):
+    """Frozen settings; a subclass says in `problems` which values cannot work together."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """Each impossible combination, as the key to change and the reason."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _refuse_impossible(self) -> Settings:
+        if found := list(self.problems()):
+            raise ValueError("\n".join(f"{key}: {reason}" for key, reason in found))
+        return self
+
+
+class TaskSettings(Settings):
+    """Where problems come from; further keys are the task's own, such as min_terms or num_numbers."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Setting]
+
+    name: str
+    """Name of the task."""
+    seed: Seed = 0
+    """Which problems are drawn; another seed gives other problems of the same difficulty."""
+
+    def own_settings(self) -> dict[str, Setting]:
+        """The keys that belong to the task itself, with the seed."""
+        return {"seed": self.seed, **(self.__pydantic_extra__ or {})}
+
+
+class EvaluationSettings(Settings):
+    """When and how held-out problems are tried."""
+
+    at: list[Share] = [0.0, 0.5, 1.0]
+    """Shares of the stage at which a full evaluation is made: 0 is before the first step, 1 after the last."""
+    num_problems: Count = 200
+    """Held-out problems in a full evaluation."""
+    num_samples: Count = 16
+    """Completions per held-out problem; majority votes and pass@k go up to this k."""
+    quick_every_steps: CountOrNone = 0
+    """Steps between small evaluations for the curve; 0 for none."""
+    quick_num_problems: Count = 50
+    """Held-out problems in a small evaluation, one completion each."""
+
+    def problems(self) -> Iterator[Problem]:
+        if self.at != sorted(set(self.at)):
+            yield "at", f"must rise without repeats, not {self.at}"
+
+
+class Stage(Settings):
+    """What every stage has."""
+
+    name: Name
+    """What later stages, overrides and the report call this stage."""
+
+    def reads(self) -> list[str]:
+        """The models that the stage reads."""
+        return []
+
+    def reads_data(self) -> list[str]:
+        """The data sets that the stage reads."""
+        return []
+
+
+class TrainingStage(Stage):
+    """What every stage has that updates a model."""
+
+    model: Annotated[str, Field(min_length=1)] = "tiny"
+    """The model to start from: a bundled name, an earlier stage's name, or a directory in Hugging Face format."""
+    lr: Positive = 2e-4
+    """Highest learning rate."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up."""
+    warmup_steps: CountOrNone = 5
+    """Optimizer steps over which the learning rate rises."""
+    max_grad_norm: Positive = 1.0
+    """Gradients with a larger norm are scaled down to it."""
+    max_tokens_per_microbatch: Count = 8192
+    """Tokens, padding included, that one forward and backward pass may hold; limits memory, changes no result."""
+    checkpoint_every_steps: CountOrNone = 10
+    """Steps between checkpoints; 0 saves only when interrupted and at the end."""
+
+    def reads(self) -> list[str]:
+        return [self.model]

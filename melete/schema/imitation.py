@@ -1,0 +1,74 @@
+"""Settings of stages that imitate: supervised fine-tuning and distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from melete.schema.base import (
+    Count,
+    EvaluationSettings,
+    Positive,
+    Problem,
+    Share,
+    TaskSettings,
+    TrainingStage,
+)
+
+
+class SFTStage(TrainingStage):
+    """Supervised fine-tuning on demonstrations."""
+
+    kind: Literal["sft"]
+    """The kind of stage."""
+    data: Annotated[str, Field(min_length=1)]
+    """An earlier stage that makes data, or a .jsonl file of demonstrations."""
+    num_epochs: Count = 2
+    """Passes over the data."""
+    rows_per_step: Count = 32
+    """Demonstrations per optimizer step."""
+    task: TaskSettings | None = None
+    """Where held-out problems come from; none for no evaluation."""
+    max_new_tokens: Count = 128
+    """Longest completion of an evaluation, in tokens."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Evaluation on held-out problems."""
+
+    def reads_data(self) -> list[str]:
+        return [self.data]
+
+
+class DistillStage(TrainingStage):
+    """A student learns from a teacher with the same tokenizer."""
+
+    kind: Literal["distill"]
+    """The kind of stage."""
+    teacher: Annotated[str, Field(min_length=1)]
+    """The model to learn from."""
+    method: Literal["sequence", "logits", "gkd", "on_policy"] = "gkd"
+    """Copy the teacher's right answers; match its distribution on them; on a mixture with the student's own; on those alone."""
+    student_share: Share = 0.5
+    """gkd: share of prompts on which the student writes what is learnt from."""
+    jsd_beta: Share = 0.5
+    """gkd: 0 is forward KL, 1 reverse KL, between them the generalised Jensen-Shannon divergence."""
+    kd_temperature: Positive = 1.0
+    """Temperature of both distributions."""
+    task: TaskSettings
+    """The problems."""
+    num_steps: Count = 40
+    """Optimizer steps."""
+    prompts_per_step: Count = 64
+    """Problems per step."""
+    max_new_tokens: Count = 128
+    """Longest completion, in tokens."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Evaluation on held-out problems."""
+
+    def reads(self) -> list[str]:
+        return [self.model, self.teacher]
+
+    def problems(self) -> Iterator[Problem]:
+        if self.model == self.teacher:
+            yield "teacher", f"is the student itself ({self.teacher}): there is nothing to learn"

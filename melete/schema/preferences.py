@@ -1,0 +1,115 @@
+"""Settings of stages that make and use preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from melete.schema.base import (
+    Count,
+    CountOrNone,
+    EvaluationSettings,
+    NotNegative,
+    Positive,
+    Problem,
+    Setting,
+    Share,
+    Stage,
+    TaskSettings,
+    TrainingStage,
+)
+
+DataName = Annotated[str, Field(min_length=1)]
+
+
+class PairsStage(Stage):
+    """Makes preferences: samples of each problem, graded, the better one against a worse one."""
+
+    kind: Literal["pairs"]
+    """The kind of stage."""
+    model: Annotated[str, Field(min_length=1)] = "tiny"
+    """The model that writes the samples."""
+    task: TaskSettings
+    """The problems; the task's grade decides which sample is better."""
+    num_prompts: Count = 300
+    """Problems to sample from."""
+    samples_per_prompt: Annotated[Count, Field(ge=2)] = 4
+    """Samples of each problem."""
+    pairs_per_prompt: Count = 1
+    """Pairs made of each problem's samples, the widest gap in grade first."""
+    label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of pairs that are turned round, as people disagree."""
+    max_new_tokens: Count = 64
+    """Longest completion, in tokens."""
+    temperature: Positive = 1.0
+    """Sampling temperature."""
+
+    def reads(self) -> list[str]:
+        return [self.model]
+
+
+class RewardModelStage(TrainingStage):
+    """Trains a model that gives a response a score."""
+
+    kind: Literal["reward_model"]
+    """The kind of stage."""
+    data: DataName
+    """An earlier stage that makes data, or a .jsonl file of pairs, labelled completions or step labels."""
+    loss: Literal["pairs", "pointwise", "steps"] = "pairs"
+    """Bradley-Terry on pairs, binary on single responses, or binary on each step of a thought."""
+    num_epochs: Count = 1
+    """Passes over the data; more than one or two overfits."""
+    rows_per_step: Count = 32
+    """Pairs, or responses, per optimizer step."""
+    center_coef: NotNegative = 0.01
+    """Keeps scores near 0: weight of the squared sum of a pair's scores."""
+    held_out_share: Annotated[Share, Field(lt=1)] = 0.15
+    """Share of the data, chosen by its text, that only measures."""
+
+    def reads_data(self) -> list[str]:
+        return [self.data]
+
+
+class PreferenceStage(TrainingStage):
+    """DPO and its family: learns from pairs without a reward model."""
+
+    kind: Literal["preference"]
+    """The kind of stage."""
+    algorithm: str = "dpo"
+    """A row of the table of preference algorithms, or the import path of a loss of your own."""
+    algorithm_settings: dict[str, Setting] = {}
+    """Settings of the algorithm that differ from its own defaults, such as beta."""
+    data: str = ""
+    """An earlier stage that makes pairs, or a .jsonl file; empty to make pairs online from the current policy."""
+    task: TaskSettings
+    """Where held-out problems come from and, online, the problems to sample from."""
+    num_epochs: Count = 1
+    """Passes over the pairs."""
+    pairs_per_step: Count = 32
+    """Pairs per optimizer step; online, problems per step."""
+    num_steps: CountOrNone = 0
+    """Online: optimizer steps. Offline: 0 for all of the data, else at most so many."""
+    samples_per_prompt: Annotated[Count, Field(ge=2)] = 4
+    """Online: samples of each problem, of which the best and the worst make a pair."""
+    reward_model: str = ""
+    """Online: the reward model that judges; empty for the task's own grade."""
+    max_new_tokens: Count = 64
+    """Longest completion, in tokens."""
+    temperature: Positive = 1.0
+    """Sampling temperature, the learner's too."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Evaluation on held-out problems."""
+
+    def reads(self) -> list[str]:
+        return [self.model, *([self.reward_model] if self.reward_model else [])]
+
+    def reads_data(self) -> list[str]:
+        return [self.data] if self.data else []
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.data and not self.num_steps:
+            yield "num_steps", "is missing: without data, pairs are made online and num_steps says for how long"
+        if self.data and self.reward_model:
+            yield "reward_model", "judges online pairs only, and data is given"

@@ -1,0 +1,126 @@
+"""Settings of reinforcement learning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from melete.schema.base import (
+    Count,
+    CountOrNone,
+    EvaluationSettings,
+    Positive,
+    Problem,
+    Seed,
+    Setting,
+    Settings,
+    TaskSettings,
+    TrainingStage,
+)
+
+
+class CriticSettings(Settings):
+    """The value model of PPO: foretells the return of each token."""
+
+    model: str = ""
+    """Where its weights start: empty for the policy's own, else an earlier reward model or a directory."""
+    lr: Positive = 1e-3
+    """Highest learning rate; about ten times the policy's."""
+    warmup_steps: CountOrNone = 0
+    """Steps at the start in which only the critic learns."""
+
+
+class RewardModelPart(Settings):
+    """A trained reward model whose score is a part of the reward."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """An earlier reward_model stage, or a directory."""
+    span: Literal["whole", "summary"] = "whole"
+    """Score the whole response, or what is left of it without the thought."""
+
+
+class RLStage(TrainingStage):
+    """Reinforcement learning with verifiable rewards: sample, grade, give credit, update."""
+
+    kind: Literal["rl"]
+    """The kind of stage."""
+    task: TaskSettings
+    """The problems."""
+    rewards: Annotated[dict[str, float], Field(min_length=1)] = {"accuracy": 1.0}
+    """Weight of each part of the reward, by name."""
+    reward_models: dict[str, RewardModelPart] = {}
+    """Parts of the reward that are scores of trained models, by the name that `rewards` weighs them with."""
+    algorithm: str = "grpo"
+    """A row of the table of algorithms, or the import path of a loss of your own, such as mypackage.losses:mine."""
+    algorithm_settings: dict[str, Setting] = {}
+    """Settings of the algorithm that differ from its own defaults, such as kl_coef or clip_high."""
+    num_steps: Count = 100
+    """Steps, each on fresh rollouts."""
+    num_epochs: Count = 1
+    """Passes over the rollouts of a step."""
+    num_minibatches: Count = 1
+    """Optimizer steps per pass."""
+    approx_kl_limit: Positive | None = None
+    """Updates of a step end early once the KL to the policy that wrote the rollouts exceeds this."""
+    max_staleness: CountOrNone = 0
+    """Steps that the sampler's weights may be behind the learner's; 0 is synchronous training."""
+    max_draws: Count = 4
+    """Draws of problems that dynamic sampling may make for one step."""
+    critic: CriticSettings | None = None
+    """A table [stage.critic] gives the algorithm a value model; ppo needs one."""
+    reference: Annotated[str, Field(min_length=1)] = "start"
+    """The reference of the KL: "start" for the model as it was when the stage began, "none", or another model."""
+    teacher: str = ""
+    """The model that on_policy_distillation learns from."""
+    step_rewards: str = ""
+    """What rewards single steps of a thought, for grpo_process: "task", or an earlier reward model."""
+    prompts_per_step: Count = 16
+    """Problems per step."""
+    group_size: Count = 8
+    """Rollouts per problem, compared with each other."""
+    max_new_tokens: Count = 128
+    """Longest completion, in tokens; longer ones are cut and count as truncated."""
+    temperature: Positive = 1.0
+    """Sampling temperature, the learner's too."""
+    reference_refresh_steps: CountOrNone = 0
+    """Steps after which the reference model becomes the current one; 0 for never."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Evaluation on held-out problems."""
+
+    def reads(self) -> list[str]:
+        others = [self.reference] if self.reference not in ("start", "none") else []
+        others += [self.teacher] if self.teacher else []
+        others += [self.critic.model] if self.critic and self.critic.model else []
+        others += [self.step_rewards] if self.step_rewards not in ("", "task") else []
+        return [*super().reads(), *others, *(part.model for part in self.reward_models.values())]
+
+    def problems(self) -> Iterator[Problem]:
+        for name in self.reward_models:
+            if name not in self.rewards:
+                yield f"reward_models.{name}", f"has no weight; add it to rewards: {name} = 1.0"
+        if self.warmup_steps > self.num_steps:
+            yield "warmup_steps", f"{self.warmup_steps} is more than num_steps {self.num_steps}"
+        if self.max_tokens_per_microbatch <= self.max_new_tokens:
+            yield (
+                "max_tokens_per_microbatch",
+                f"{self.max_tokens_per_microbatch} cannot hold one completion of max_new_tokens {self.max_new_tokens}",
+            )
+        if all(weight == 0 for weight in self.rewards.values()):
+            yield "rewards", "every weight is 0, so every reward is 0 and nothing is learnt"
+
+
+class CompareStage(RLStage):
+    """The same reinforcement learning with several algorithms and seeds: one table and one plot."""
+
+    kind: Literal["compare"]  # type: ignore[assignment]
+    """The kind of stage."""
+    algorithms: Annotated[list[str], Field(min_length=1)]
+    """Rows of the table, or import paths."""
+    settings_of: dict[str, dict[str, Setting]] = {}
+    """Settings of single algorithms that differ from their own defaults, by the algorithm's name."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
+    """Each algorithm is run once with each seed."""
+    num_workers: Count = 2
+    """Processes that work at the same time, one thread each."""

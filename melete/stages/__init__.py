@@ -1,0 +1,39 @@
+"""What each kind of stage does: it reads artefacts, trains, and writes artefacts.
+
+This is the only layer that sees both the recipe's settings and the machinery below; everything it calls takes plain
+values.
+
+context.py       what a stage needs from its run
+training.py      checkpoints, evaluations and records of a stage that trains
+pretrain.py      a base model from nothing
+imitation.py     supervised fine-tuning, distillation
+rl.py            reinforcement learning
+rewards.py       rewards that need a model
+reward_model.py  reward models from preferences
+preference.py    pairs, DPO and its family
+compare.py       several algorithms side by side
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from melete.stages.compare import run_compare
+from melete.stages.context import Interrupted, StageContext
+from melete.stages.imitation import run_distill, run_sft
+from melete.stages.preference import run_pairs, run_preference
+from melete.stages.pretrain import run_pretrain
+from melete.stages.reward_model import run_reward_model
+from melete.stages.rl import run_rl
+
+RUNNERS: Mapping[str, Callable[[Any, StageContext], dict[str, Any]]] = {
+    "pretrain": run_pretrain,
+    "sft": run_sft,
+    "rl": run_rl,
+    "compare": run_compare,
+    "pairs": run_pairs,
+    "reward_model": run_reward_model,
+    "preference": run_preference,
+    "distill": run_distill,
+}
+
+__all__ = ["RUNNERS", "Interrupted", "StageContext"]

@@ -1,0 +1,153 @@
+"""Stages that make preferences and learn from them without a reward model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from melete.algorithms.preference import PreferenceAlgorithm, resolve_preference
+from melete.datasets.files import read_rows, write_rows
+from melete.learning.preference import PreferenceLearner
+from melete.loops import preference
+from melete.loops.pairs import sampled_pairs
+from melete.loops.rl_rollouts import SampleSettings, sample_rollouts
+from melete.models.load import save_model
+from melete.models.moe import RouterBalancer
+from melete.rewards import RewardContext, make_rewards
+from melete.rewards.grade import grade_groups
+from melete.sampling.native import NativeSampler
+from melete.schema import PairsStage, PreferenceStage
+from melete.stages.context import StageContext
+from melete.stages.rewards import score_reward
+from melete.stages.rl import held_out_of, optimizer_settings, train_problems
+from melete.stages.training import Training
+from melete.tasks import make_task
+from melete.tasks.base import is_plain
+from melete.text.chat import opens_thought
+from melete.types import PreferencePair, SamplingSettings
+
+PROMPTS_AT_ONCE = 32
+
+
+def run_pairs(stage: PairsStage, context: StageContext) -> dict[str, Any]:
+    """Samples, grades and pairs; writes `data/<stage>.jsonl` as a whole."""
+    started = time.perf_counter()
+    tokenizer, model = context.load(stage.model)
+    sampler, task = NativeSampler(model, tokenizer), make_task(stage.task.name, stage.task.own_settings())
+    opened = opens_thought(tokenizer)
+    settings = SampleSettings(
+        stage.samples_per_prompt,
+        SamplingSettings(stage.max_new_tokens, stage.temperature),
+        (context.seed, stage.name),
+    )
+    rewards = make_rewards(["accuracy"], RewardContext(task.grade, context.seed, opened, is_plain(task)))
+    num_steps = -(-stage.num_prompts // PROMPTS_AT_ONCE)
+    context.view.stage_started(stage.name, num_steps)
+    pairs: list[PreferencePair] = []
+    for step in range(num_steps):
+        count = min(PROMPTS_AT_ONCE, stage.num_prompts - step * PROMPTS_AT_ONCE)
+        problems = train_problems(task, context.seed, step, 0, PROMPTS_AT_ONCE)[:count]
+        groups = grade_groups(sample_rollouts(sampler, tokenizer, problems, settings, step), rewards, {"accuracy": 1.0})
+        for group in groups:
+            pairs += sampled_pairs(
+                group, stage.pairs_per_prompt, stage.label_noise, f"{context.seed}/{stage.name}/{step}"
+            )
+        context.view.step(stage.name, step + 1, {"num_pairs": float(len(pairs))}, None)
+    write_rows(context.run.path / "data" / f"{stage.name}.jsonl", pairs)
+    return {
+        "name": stage.name,
+        "kind": stage.kind,
+        "seconds": time.perf_counter() - started,
+        "data": f"data/{stage.name}.jsonl",
+        "num_rows": len(pairs),
+        "evaluations": [],
+    }
+
+
+def run_preference(stage: PreferenceStage, context: StageContext) -> dict[str, Any]:
+    """DPO and its family, offline or online; returns the stage's entry of `summary.json`."""
+    tokenizer, model = context.load(stage.model)
+    task = make_task(stage.task.name, stage.task.own_settings())
+    sampler = NativeSampler(model, tokenizer)
+    algorithm = resolve_preference(stage.algorithm, **stage.algorithm_settings)
+    data = None
+    num_steps = stage.num_steps
+    if stage.data:
+        data = preference.PairData(read_rows(context.data_path(stage.data), PreferencePair), tokenizer)
+        whole = stage.num_epochs * -(-len(data.rows) // stage.pairs_per_step)
+        num_steps = min(stage.num_steps or whole, whole)
+    learner = PreferenceLearner(
+        model,
+        optimizer=optimizer_settings(stage, num_steps),
+        max_tokens_per_microbatch=stage.max_tokens_per_microbatch,
+        temperature=stage.temperature,
+        after_step=RouterBalancer(model).step,
+    )
+    held_out = held_out_of(stage, context, task, sampler, tokenizer)
+    training = Training(
+        stage,
+        context,
+        num_steps=num_steps,
+        parts={"policy": learner},
+        held_out=held_out,
+        evaluation=stage.evaluation,
+    )
+    start = training.resume()
+
+    def on_step(step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        sampler.load_weights(learner.weights(), version=step + 1)
+        training.step_done(step, metrics, timings)
+
+    for begin, end in training.segments(start):
+        sampler.load_weights(learner.weights(), version=begin)
+        if data is not None:
+            preference.train_offline(
+                start=begin,
+                stop=end,
+                data=data,
+                pairs_per_step=stage.pairs_per_step,
+                learner=learner,
+                algorithm=algorithm,
+                seed=f"{context.seed}/{stage.name}",
+                on_step=on_step,
+            )
+        else:
+            _online(stage, context, begin, end, tokenizer, task, sampler, learner, algorithm, on_step)
+    save_model(model, tokenizer, context.run.models / stage.name)
+    return training.entry()
+
+
+def _online(
+    stage: PreferenceStage,
+    context: StageContext,
+    begin: int,
+    end: int,
+    tokenizer: Any,
+    task: Any,
+    sampler: NativeSampler,
+    learner: PreferenceLearner,
+    algorithm: PreferenceAlgorithm,
+    on_step: preference.OnStep,
+) -> None:
+    opened = opens_thought(tokenizer)
+    if stage.reward_model:
+        rewards: Any = {"score": score_reward(stage.reward_model, "whole", context, tokenizer)}
+    else:
+        rewards = make_rewards(["accuracy"], RewardContext(task.grade, context.seed, opened, is_plain(task)))
+    preference.train_online(
+        start=begin,
+        stop=end,
+        problems=lambda step: train_problems(task, context.seed, step, 0, stage.pairs_per_step),
+        settings=SampleSettings(
+            stage.samples_per_prompt,
+            SamplingSettings(stage.max_new_tokens, stage.temperature),
+            (context.seed, stage.name),
+        ),
+        sampler=sampler,
+        judge=preference.Judge(rewards, dict.fromkeys(rewards, 1.0)),
+        learner=learner,
+        algorithm=algorithm,
+        tokenizer=tokenizer,
+        on_step=on_step,
+    )

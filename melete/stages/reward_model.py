@@ -1,0 +1,71 @@
+"""The stage that trains a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from melete.batch import TokenRows
+from melete.datasets.files import read_rows
+from melete.errors import DataError
+from melete.learning.reward_model import RewardModelLearner
+from melete.loops import reward_model
+from melete.models.heads import new_scalar_model
+from melete.models.load import save_model
+from melete.schema import RewardModelStage
+from melete.stages.context import StageContext
+from melete.stages.rl import optimizer_settings
+from melete.stages.training import Training
+from melete.types import LabelledCompletion, LabelledSteps, PreferencePair
+
+KINDS: Mapping[str, Any] = {"pairs": PreferencePair, "pointwise": LabelledCompletion, "steps": LabelledSteps}
+EVALUATIONS: Mapping[str, Callable[..., Mapping[str, float]]] = {
+    "pairs": reward_model.evaluate_pairs,
+    "pointwise": reward_model.evaluate_labels,
+}
+
+
+def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str, Any]:
+    """Trains on preferences or labels; returns the stage's entry of `summary.json`, with what held-out data say."""
+    tokenizer, _ = context.load(stage.model)
+    model = new_scalar_model(context.model_path(stage.model), seed=context.seed)
+    path = context.data_path(stage.data)
+    splits = reward_model.split_by_prompt(read_rows(path, KINDS[stage.loss]), stage.held_out_share)
+    if not splits.train or not (splits.held_out or stage.held_out_share == 0):
+        what = f"{len(splits.train)} rows to learn from and {len(splits.held_out)} to measure with are too few"
+        raise DataError(what, place=str(path), remedy="give more rows")
+    num_steps = stage.num_epochs * -(-len(splits.train) // stage.rows_per_step)
+    learner = RewardModelLearner(
+        model,
+        optimizer=optimizer_settings(stage, num_steps),
+        max_tokens_per_microbatch=stage.max_tokens_per_microbatch,
+        center_coef=stage.center_coef,
+    )
+    training = Training(stage, context, num_steps=num_steps, parts={"reward_model": learner})
+    for begin, end in training.segments(training.resume()):
+        reward_model.train(
+            start=begin,
+            stop=end,
+            rows=splits.train,
+            rows_per_step=stage.rows_per_step,
+            tokenizer=tokenizer,
+            learner=learner,
+            seed=f"{context.seed}/{stage.name}",
+            on_step=training.step_done,
+        )
+    save_model(model, tokenizer, context.run.models / stage.name)
+    return training.entry(held_out=_measured(stage, splits.held_out, tokenizer, learner.scores))
+
+
+def _measured(
+    stage: RewardModelStage,
+    rows: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    score: Callable[[TokenRows], Tensor],
+) -> dict[str, float]:
+    if not rows or stage.loss not in EVALUATIONS:
+        return {}
+    return dict(EVALUATIONS[stage.loss](rows, tokenizer, score))

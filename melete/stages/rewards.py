@@ -1,0 +1,97 @@
+"""Rewards that need a model: scores of responses and of single steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from melete.batch import Batch, TokenRows
+from melete.learning.scoring import row_parts, scores_at, scores_at_end
+from melete.loops.rl import Annotator
+from melete.models.heads import load_scalar_model
+from melete.rewards.rules import BatchReward
+from melete.schema import RewardModelPart
+from melete.stages.context import StageContext
+from melete.tasks.base import Task, step_labels_of
+from melete.text.chat import pad_token, tokens_after_thought
+from melete.text.steps import step_ends
+from melete.types import Rollout, RolloutGroup
+
+Span = Literal["whole", "summary"]
+TOKENS_AT_ONCE = 8192
+
+
+def model_rewards(
+    parts: Mapping[str, RewardModelPart], context: StageContext, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, BatchReward]:
+    """Name -> the score of a trained reward model."""
+    return {name: score_reward(part.model, part.span, context, tokenizer) for name, part in parts.items()}
+
+
+def score_reward(name: str, span: Span, context: StageContext, tokenizer: PreTrainedTokenizerBase) -> BatchReward:
+    """A reward model's score of the prompt with the whole response, or with what follows its thought."""
+    model = load_scalar_model(context.model_path(name))
+    pad = pad_token(tokenizer)
+
+    def tokens(rollout: Rollout) -> list[int]:
+        written = rollout.completion.tokens
+        return [*rollout.prompt_tokens, *(written if span == "whole" else tokens_after_thought(tokenizer, written))]
+
+    @torch.no_grad()
+    def scores(rollouts: Sequence[Rollout]) -> list[float]:
+        rows = TokenRows.pack([(row, [True] * len(row)) for row in map(tokens, rollouts)], pad)
+        found = torch.zeros(rows.num_rows)
+        for part in row_parts(rows.lengths, TOKENS_AT_ONCE):
+            picked = rows.select(part)
+            found[part] = scores_at_end(model, picked.tokens, picked.attention_mask)
+        return found.tolist()
+
+    return BatchReward(scores)
+
+
+def step_annotators(
+    source: str, context: StageContext, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Annotator]:
+    """The streams of process supervision: where steps end, and what each is worth; none where `source` is empty.
+
+    `source` is "task" for the task's own judgement of each step, or the name of a process reward model, whose score is
+    turned into the probability that the step is right.
+    """
+    if not source:
+        return {}
+    model = None if source == "task" else load_scalar_model(context.model_path(source))
+
+    def ends(batch: Batch, groups: Sequence[RolloutGroup]) -> Tensor:
+        return _spread(batch, groups, lambda rollout: [(end, 1.0) for end in step_ends(tokenizer, rollout)])
+
+    def judged(batch: Batch, groups: Sequence[RolloutGroup]) -> Tensor:
+        if model is None:
+            return _spread(batch, groups, lambda rollout: _task_steps(task, tokenizer, rollout))
+        with torch.no_grad():
+            where = ends(batch, groups).bool()
+            found = torch.zeros(batch.tokens.shape)
+            for part in row_parts(batch.lengths, TOKENS_AT_ONCE):
+                found[part] = scores_at(model, batch.tokens[part], where[part]).sigmoid()
+        return found
+
+    return {"step_ends": ends, "step_rewards": judged}
+
+
+def _task_steps(task: Task, tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> list[tuple[int, float]]:
+    ends = step_ends(tokenizer, rollout)
+    labels = step_labels_of(task, rollout.problem, rollout.text)
+    return [(end, float(label)) for end, label in zip(ends, labels, strict=True)]
+
+
+def _spread(batch: Batch, groups: Sequence[RolloutGroup], steps) -> Tensor:
+    """Values at the ends of steps, counted from the start of each completion, as a stream [B, T]."""
+    stream = torch.zeros(batch.tokens.shape)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    for row, rollout in enumerate(rollouts):
+        for end, value in steps(rollout):
+            stream[row, len(rollout.prompt_tokens) + end] = value
+    return stream

@@ -1,0 +1,253 @@
+"""The stage of reinforcement learning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from melete.algorithms import Algorithm, resolve
+from melete.batch import Batch
+from melete.evaluation.held_out import HeldOut
+from melete.learning.critic import LocalCritic
+from melete.learning.local import LocalLearner
+from melete.learning.optimizer import OptimizerSettings
+from melete.learning.scoring import score_batch
+from melete.loops import rl
+from melete.loops.rl_rollouts import SampleSettings
+from melete.loops.rl_update import UpdateSettings
+from melete.models.heads import new_scalar_model
+from melete.models.load import load_model, save_model
+from melete.models.moe import RouterBalancer
+from melete.rewards import RewardContext, make_rewards
+from melete.rewards.rules import BatchReward, RewardFunction
+from melete.sampling.native import NativeSampler
+from melete.schema import RLStage, TrainingStage
+from melete.stages.context import StageContext
+from melete.stages.rewards import model_rewards, step_annotators
+from melete.stages.training import Stateful, Training
+from melete.tasks import make_task
+from melete.tasks.base import Task, is_plain
+from melete.text.chat import opens_thought
+from melete.types import Problem, RolloutGroup, SamplingSettings
+
+PROBLEMS_PER_SEED = 10**9
+PROBLEMS_PER_DRAW = 10**8
+
+
+def optimizer_settings(stage: TrainingStage, num_steps: int) -> OptimizerSettings:
+    """The optimizer's part of a stage's settings."""
+    return OptimizerSettings(
+        lr=stage.lr,
+        schedule=stage.lr_schedule,
+        warmup_steps=stage.warmup_steps,
+        num_steps=num_steps,
+        max_grad_norm=stage.max_grad_norm,
+    )
+
+
+def train_problems(task: Task, seed: int, step: int, draw: int, count: int) -> list[Problem]:
+    """`count` training problems: another run seed draws others, and none comes twice in a run."""
+    first = seed * PROBLEMS_PER_SEED + draw * PROBLEMS_PER_DRAW + step * count
+    return [task.problem("train", first + offset) for offset in range(count)]
+
+
+def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
+    """Trains with rewards; returns the stage's entry of `summary.json`."""
+    tokenizer, model = context.load(stage.model)
+    work = _Workshop.of(stage, context, tokenizer, model)
+    training = Training(
+        stage,
+        context,
+        num_steps=stage.num_steps,
+        parts=work.parts,
+        held_out=work.held_out,
+        evaluation=stage.evaluation,
+    )
+    start = training.resume()
+    if stage.max_staleness == 0 or start == 0:
+        work.sampler.load_weights(work.learner.weights(), version=start)
+
+    def on_step(step: rl.Step) -> None:
+        shown = step.groups[0].rollouts[0]
+        training.step_done(
+            step.number,
+            step.metrics,
+            step.timings,
+            rollouts=_rollout_rows(stage.name, step),
+            shown=f"{shown.problem.messages[-1].content}\n{shown.text}",
+            extra={"kl_coef": step.kl_coef, "sampler_version": work.sampler.policy_version},
+        )
+
+    for begin, end in training.segments(start):
+        work.sampler.policy_version = training.extra.get("sampler_version", work.sampler.policy_version)
+        rl.train(
+            start=begin,
+            stop=end,
+            settings=work.settings,
+            problems=lambda step, draw: train_problems(work.task, context.seed, step, draw, stage.prompts_per_step),
+            sampler=work.sampler,
+            learner=work.learner,
+            tokenizer=tokenizer,
+            rewards=work.rewards,
+            reward_weights=stage.rewards,
+            algorithm=_with_kl_coef(stage_algorithm(stage), training.extra.get("kl_coef")),
+            on_step=on_step,
+            critic=work.critic,
+            annotators=work.annotators,
+        )
+    save_model(model, tokenizer, context.run.models / stage.name)
+    return training.entry()
+
+
+def stage_algorithm(stage: RLStage) -> Algorithm:
+    """The row that the stage names, with its settings."""
+    return resolve(stage.algorithm, max_new_tokens=stage.max_new_tokens, **stage.algorithm_settings)
+
+
+def _with_kl_coef(algorithm: Algorithm, kl_coef: float | None) -> Algorithm:
+    """The row with the weight that an adaptive controller has come to."""
+    return algorithm if kl_coef is None else replace(algorithm, settings=replace(algorithm.settings, kl_coef=kl_coef))
+
+
+@dataclass(frozen=True, slots=True)
+class _Workshop:
+    """Everything that the loop is handed."""
+
+    task: Task
+    sampler: NativeSampler
+    learner: LocalLearner
+    critic: LocalCritic | None
+    held_out: HeldOut
+    rewards: Mapping[str, RewardFunction | BatchReward]
+    annotators: Mapping[str, rl.Annotator]
+    settings: rl.RLSettings
+    parts: Mapping[str, Stateful]
+
+    @classmethod
+    def of(
+        cls, stage: RLStage, context: StageContext, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> _Workshop:
+        # a sampler that may lag behind needs weights of its own
+        sampler = NativeSampler(copy.deepcopy(model) if stage.max_staleness else model, tokenizer)
+        learner = LocalLearner(
+            model,
+            optimizer=optimizer_settings(stage, stage.num_steps * stage.num_epochs * stage.num_minibatches),
+            max_tokens_per_microbatch=stage.max_tokens_per_microbatch,
+            temperature=stage.temperature,
+            after_step=RouterBalancer(model).step,
+            reference=_other_model(stage.reference, context) if stage.reference not in ("start", "none") else None,
+        )
+        critic = _critic(stage, context)
+        task = make_task(stage.task.name, stage.task.own_settings())
+        opened = opens_thought(tokenizer)
+        reward_context = RewardContext(task.grade, context.seed, opened, is_plain(task), stage.max_new_tokens)
+        rewards = make_rewards((name for name in stage.rewards if name not in stage.reward_models), reward_context)
+        settings = rl.RLSettings(
+            sampling=SampleSettings(
+                group_size=stage.group_size,
+                sampling=SamplingSettings(stage.max_new_tokens, stage.temperature),
+                key_parts=(context.seed, stage.name),
+                thought_opened=opened,
+                max_draws=stage.max_draws,
+            ),
+            update=UpdateSettings(
+                num_epochs=stage.num_epochs,
+                num_minibatches=stage.num_minibatches,
+                approx_kl_limit=stage.approx_kl_limit,
+                critic_warmup_steps=stage.critic.warmup_steps if stage.critic else 0,
+                seed=f"{context.seed}/{stage.name}",
+            ),
+            reference_refresh_steps=stage.reference_refresh_steps,
+            max_staleness=stage.max_staleness,
+        )
+        annotators: dict[str, rl.Annotator] = step_annotators(stage.step_rewards, context, task, tokenizer)
+        if stage.teacher:
+            annotators["teacher_logprobs"] = _teacher(stage, context)
+        parts: dict[str, Stateful] = {"policy": learner} | ({"critic": critic} if critic else {})
+        if stage.max_staleness:
+            parts["sampler"] = sampler.model
+        return cls(
+            task=task,
+            sampler=sampler,
+            learner=learner,
+            critic=critic,
+            held_out=held_out_of(stage, context, task, sampler, tokenizer),
+            rewards=rewards | model_rewards(stage.reward_models, context, tokenizer),
+            annotators=annotators,
+            settings=settings,
+            parts=parts,
+        )
+
+
+def held_out_of(
+    stage: Any, context: StageContext, task: Task, sampler: NativeSampler, tokenizer: PreTrainedTokenizerBase
+) -> HeldOut:
+    """The held-out problems of a stage that has `evaluation` and `max_new_tokens`."""
+    return HeldOut(
+        directory=context.run.path / "evaluations" / stage.name,
+        task=task,
+        sampler=sampler,
+        tokenizer=tokenizer,
+        settings=SamplingSettings(stage.max_new_tokens, getattr(stage, "temperature", 1.0)),
+        num_problems=stage.evaluation.num_problems,
+        num_samples=stage.evaluation.num_samples,
+        seed=context.seed,
+        thought_opened=opens_thought(tokenizer),
+    )
+
+
+def _critic(stage: RLStage, context: StageContext) -> LocalCritic | None:
+    if stage.critic is None:
+        return None
+    model = new_scalar_model(context.model_path(stage.critic.model or stage.model), seed=context.seed)
+    num_updates = stage.num_steps * stage.num_epochs * stage.num_minibatches
+    settings = replace(optimizer_settings(stage, num_updates), lr=stage.critic.lr)
+    return LocalCritic(
+        model,
+        optimizer=settings,
+        max_tokens_per_microbatch=stage.max_tokens_per_microbatch,
+        value_clip=stage_algorithm(stage).settings.value_clip,
+    )
+
+
+def _other_model(name: str, context: StageContext) -> PreTrainedModel:
+    return load_model(context.model_path(name)).requires_grad_(False)
+
+
+def _teacher(stage: RLStage, context: StageContext) -> rl.Annotator:
+    teacher = _other_model(stage.teacher, context)
+
+    def logprobs(batch: Batch, _groups: Sequence[RolloutGroup]) -> Tensor:
+        # the temperature belongs to the policy: a teacher is asked what it believes
+        return score_batch(teacher, batch, stage.max_tokens_per_microbatch, 1.0)
+
+    return logprobs
+
+
+def _rollout_rows(stage: str, step: rl.Step) -> list[dict[str, Any]]:
+    """The siblings of the step's first problem: enough to see what is being learnt."""
+    group = step.groups[0]
+    rows = []
+    for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
+        rows.append(
+            {
+                "stage": stage,
+                "step": step.number,
+                "problem_id": rollout.problem.problem_id,
+                "prompt": rollout.problem.messages[-1].content,
+                "gold": rollout.problem.gold,
+                "sibling": rollout.sibling,
+                "text": rollout.text,
+                "reward": reward.total,
+                "reward_parts": dict(reward.parts),
+                "reason": reward.reason,
+                "finish_reason": rollout.completion.finish_reason,
+                "num_tokens": len(rollout.completion.tokens),
+            }
+        )
+    return rows
