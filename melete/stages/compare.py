@@ -27,6 +27,8 @@ def single_recipe(stage: CompareStage, algorithm: str, seed: int) -> Recipe:
     from melete.algorithms import resolve
 
     shared = stage.model_dump(mode="json", exclude=set(FIELDS_OF_ITS_OWN))
+    if algorithm != stage.algorithms[0]:  # the base is the same for all
+        shared["evaluation"]["at"] = [1.0]
     needs = resolve(algorithm, max_new_tokens=stage.max_new_tokens, **stage.settings_of.get(algorithm, {})).needs
     shared |= {
         "name": SIDE,
@@ -127,7 +129,8 @@ def table(root: Path, algorithms: Sequence[str], seeds: Sequence[int], stage: RL
     rows = []
     for algorithm in algorithms:
         found = [_evaluations(root, algorithm, seed) for seed in seeds]
-        before, after = ([run[index]["pass@1"] for run in found] for index in (0, -1))
+        before = [_evaluations(root, algorithms[0], seed)[0]["pass@1"] for seed in seeds]
+        after = [run[-1]["pass@1"] for run in found]
         gains = [last - first for first, last in zip(before, after, strict=True)]
         error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
         rows.append(
