@@ -217,7 +217,8 @@ class PairBatch:
         """Splits so that rows * longest row <= max_tokens; a pair stays together, for its two rows share one loss."""
         longest = self.rows.lengths.view(-1, 2).amax(dim=1)
         parts: list[list[int]] = []
-        for pair in torch.argsort(longest, stable=True).tolist():
+        for place in torch.argsort(longest, stable=True).unbind():
+            pair = int(place)
             if parts and 2 * (len(parts[-1]) + 1) * int(longest[pair]) <= max_tokens:
                 parts[-1].append(pair)
             else:

@@ -22,7 +22,6 @@ from melete.threads import prepare_threads
 
 if TYPE_CHECKING:
     from melete.config import Recipe
-    from melete.schema import AnyStage
 
 BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 
@@ -175,18 +174,8 @@ def plan_text(recipe: Recipe, run_dir: Path) -> str:
     """What would be done, one line per stage."""
     state = "exists and would be continued" if run_dir.exists() else "would be made"
     lines = [f"{recipe.name} (seed {recipe.seed}): {recipe.description}".rstrip(": ")]
-    lines += [f"  {number}. {stage_line(stage)}" for number, stage in enumerate(recipe.stages, 1)]
+    lines += [f"  {number}. {stage.name}: {stage.plan()}" for number, stage in enumerate(recipe.stages, 1)]
     return "\n".join([*lines, f"{run_dir} {state}; nothing was done"])
-
-
-def stage_line(stage: AnyStage) -> str:
-    if stage.kind == "pretrain":
-        return f"{stage.name}: pretrain, {stage.num_tokens:,} tokens, lr {stage.lr:g}"
-    rewards = " + ".join(f"{weight:g} {part}" for part, weight in stage.rewards.items())
-    return (
-        f"{stage.name}: {stage.algorithm} from {stage.model} on {stage.task.name}, {stage.num_steps} steps of "
-        f"{stage.prompts_per_step} x {stage.group_size} rollouts, lr {stage.lr:g}, reward {rewards}"
-    )
 
 
 def closing_lines(run_dir: Path) -> str:

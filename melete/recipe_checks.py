@@ -290,32 +290,48 @@ def _all_settings() -> list[str]:
 
 def _impossible(stage: RLStage, algorithm: Any) -> Iterator[Problem]:
     """What this algorithm needs and the stage does not give, or the other way round."""
-    is_compared = isinstance(stage, CompareStage)
-    needs, kl_place = algorithm.needs, algorithm.kl[1]
-    if "values" in needs and stage.critic is None:
-        yield "critic", f"{algorithm.name} needs a critic: add a table [stage.critic]; without one use grpo or rloo"
-    if "values" not in needs and stage.critic is not None and not is_compared:
-        yield "critic", f"{algorithm.name} has no use for a critic: its advantages come from the group; leave it out"
+    needs, name = algorithm.needs, algorithm.name
+    is_compared = isinstance(stage, CompareStage)  # what one row has no use for, another may want
+    given = {
+        "critic": stage.critic is not None,
+        "teacher": bool(stage.teacher),
+        "step_rewards": bool(stage.step_rewards),
+        "reference": stage.reference not in ("start", "none"),
+    }
+    for key, (stream, lacking, useless) in COMPANIONS.items():
+        if stream in needs and not given[key] and lacking:
+            yield key, f"{name} {lacking}"
+        if stream not in needs and given[key] and not is_compared:
+            yield key, f"{name} {useless}"
     if "ref_logprobs" in needs and stage.reference == "none":
-        yield "reference", f"{algorithm.name} needs a reference for its KL; name one, or set kl_coef = 0"
-    if stage.reference not in ("start", "none") and "ref_logprobs" not in needs and not is_compared:
-        yield "reference", "is never looked at: the KL has no weight (kl_coef is 0)"
-    if stage.reference_refresh_steps and kl_place is None:
+        yield "reference", f"{name} needs a reference for its KL; name one, or set kl_coef = 0"
+    if stage.reference_refresh_steps and algorithm.kl[1] is None:
         yield "reference_refresh_steps", "there is no reference to refresh: the KL has no weight (kl_coef is 0)"
-    if "teacher_logprobs" in needs and not stage.teacher:
-        yield "teacher", f"{algorithm.name} needs a teacher: name the model to learn from"
-    if stage.teacher and "teacher_logprobs" not in needs and not is_compared:
-        yield "teacher", f"{algorithm.name} learns from rewards and never asks a teacher; use on_policy_distillation"
-    if "step_rewards" in needs and not stage.step_rewards:
-        yield "step_rewards", f'{algorithm.name} rewards single steps: set step_rewards to "task" or a reward model'
-    if stage.step_rewards and "step_rewards" not in needs and not is_compared:
-        yield "step_rewards", f"{algorithm.name} rewards whole completions; use grpo_process"
     if algorithm.uses_groups and stage.group_size == 1:
         yield "group_size", NO_GROUP
     if stage.max_staleness and algorithm.settings.correction == "none" and "old_logprobs" not in needs:
-        yield "max_staleness", f"{algorithm.name} has no ratio, so it cannot learn from what older weights wrote"
+        yield "max_staleness", f"{name} has no ratio, so it cannot learn from what older weights wrote"
 
 
+# setting -> the stream it gives, why it is needed, and why it would be useless
+COMPANIONS = {
+    "critic": (
+        "values",
+        "needs a critic: add a table [stage.critic]; without one use grpo or rloo",
+        "has no use for a critic: its advantages come from the group; leave it out",
+    ),
+    "teacher": (
+        "teacher_logprobs",
+        "needs a teacher: name the model to learn from",
+        "learns from rewards and never asks a teacher; use on_policy_distillation",
+    ),
+    "step_rewards": (
+        "step_rewards",
+        'rewards single steps: set step_rewards to "task" or a reward model',
+        "rewards whole completions; use grpo_process",
+    ),
+    "reference": ("ref_logprobs", "", "never looks at a reference: the KL has no weight (kl_coef is 0)"),
+}
 NO_GROUP = (
     "with one rollout per problem there is nothing to compare it with: every advantage is 0 and nothing is learnt; "
     "use at least 2"

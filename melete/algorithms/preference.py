@@ -50,8 +50,8 @@ class PreferenceSettings:
     undesirable_weight: float = setting(1.0, "weight of disliked completions", "KTO 1")
 
     def __post_init__(self) -> None:
-        bounds = dict.fromkeys(("target_margin", "orpo_coef", "nll_coef"), NOT_NEGATIVE)
-        bounds |= dict.fromkeys(("desirable_weight", "undesirable_weight"), NOT_NEGATIVE)
+        names = ("target_margin", "orpo_coef", "nll_coef", "desirable_weight", "undesirable_weight")
+        bounds: dict[str, tuple[float, float]] = {name: NOT_NEGATIVE for name in names}
         check_bounds(self, bounds)
         place = f"algorithm {self.name}"
         if not 0 < self.beta < float("inf"):
@@ -151,7 +151,8 @@ PREFERENCE_ALGORITHMS: Mapping[str, PreferenceAlgorithm] = {
             "kto",
             preference.kto,
             "KTO, Ethayarajh et al. 2024 (2402.01306), eq. 8",
-            "rho = log(policy/ref);  liked: w (1 - sigmoid(beta (rho - z)));  disliked: w (1 - sigmoid(beta (z - rho)))",
+            "rho = log(policy/ref);  liked: loss = w (1 - sigmoid(beta (rho - z)));  "
+            "disliked: loss = w (1 - sigmoid(beta (z - rho)))",
         ),
     )
 }

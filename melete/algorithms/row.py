@@ -73,12 +73,12 @@ class Algorithm:
     def needs(self) -> frozenset[Stream]:
         """The streams that have to be computed before the update."""
         place, names = self.kl[1], parameters(self.loss)
-        wanted: dict[Stream, bool] = {
-            "old_logprobs": "old_logprobs" in names or place == "reward" or self.settings.correction != "none",
-            "ref_logprobs": "ref_logprobs" in names or place is not None,
-        }
-        of_credit = {stream for name, stream in CREDIT_STREAMS.items() if name in parameters(self.credit)}
-        return frozenset(name for name, is_wanted in wanted.items() if is_wanted) | of_credit
+        wanted: set[Stream] = {s for name, s in CREDIT_STREAMS.items() if name in parameters(self.credit)}
+        if "old_logprobs" in names or place == "reward" or self.settings.correction != "none":
+            wanted.add("old_logprobs")
+        if "ref_logprobs" in names or place is not None:
+            wanted.add("ref_logprobs")
+        return frozenset(wanted)
 
     @property
     def optional(self) -> frozenset[Stream]:

@@ -137,7 +137,9 @@ ALGORITHMS: Mapping[str, Algorithm] = {
             credits.group_mean_batch_whitened,
             policy.clipped,
             paper="REINFORCE++ with baseline, Hu 2025 (2501.03262)",
-            formula=f"A = r - mean, whitened over the step's tokens;  loss = sum_t ({CLIPPED} + kl_coef k2) / num_tokens",
+            formula=(
+                f"A = r - mean, whitened over the step's tokens;  loss = sum_t ({CLIPPED} + kl_coef k2) / num_tokens"
+            ),
             aggregation="token_mean",
             kl_coef=0.01,
             kl_estimator="k2",
@@ -147,7 +149,9 @@ ALGORITHMS: Mapping[str, Algorithm] = {
             credits.group_mean_std,
             policy.sequence_clipped,
             paper="GSPO, Zheng et al. 2025 (2507.18071), eq. 5 and 14",
-            formula="s = exp(mean_t log ratio);  loss = mean_rows mean_t -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)",
+            formula=(
+                "s = exp(mean_t log ratio);  loss = mean_rows mean_t -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)"
+            ),
             aggregation="sequence_mean_token_mean",
             clip_low=3e-4,
             clip_high=4e-4,
@@ -205,8 +209,9 @@ def resolve(name: str, *, max_new_tokens: int | None = None, **overrides: Any) -
     """The row `name` with other settings; an override of `None` keeps the row's value.
 
     `name` may be the import path of your own loss, "package.module:function". Its parameters are any of `logprobs,
-    old_logprobs, ref_logprobs, advantages, mask` and settings of `AlgorithmSettings`; it returns one loss per token, and
-    everything else is as in `grpo` with aggregation "token_mean" and no KL. It may also name a whole row, an `Algorithm`.
+    old_logprobs, ref_logprobs, advantages, mask` and settings of `AlgorithmSettings`; it returns one loss per token,
+    and everything else is as in `grpo` with aggregation "token_mean" and no KL. It may also name a whole row, an
+    `Algorithm`.
     `max_new_tokens` is the divisor of aggregation "constant" where none is given.
 
     >>> resolve("dapo", clip_high=0.3).settings.clip_high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -41,5 +42,5 @@ def step_row(tokenizer: PreTrainedTokenizerBase, row: LabelledSteps) -> tuple[Ma
         tokens += written
         if written:
             ends.append((len(tokens) - 1, label))
-    tokens.append(tokenizer.eos_token_id)
+    tokens.append(cast(int, tokenizer.eos_token_id))
     return (tokens, [False] * len(prompt) + [True] * (len(tokens) - len(prompt))), ends

@@ -30,7 +30,7 @@ def read_rows(path: Path, kind: type[_Kind]) -> list[_Kind]:
     Raises `DataError` that names file, line and column for the first row that is not of this kind.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"the data cannot be read: {error}", place=str(path), remedy="a .jsonl file in UTF-8"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from melete.batch import Batch, TrainBatch
+from melete.batch import Batch, TokenRows, TrainBatch
 from melete.functional.logprobs import entropy_at, logprobs_at
 
 
@@ -40,7 +40,9 @@ def score(
 
 
 @torch.no_grad()
-def score_batch(model: PreTrainedModel, batch: Batch | TrainBatch, max_tokens: int, temperature: float) -> Tensor:
+def score_batch(
+    model: PreTrainedModel, batch: Batch | TrainBatch | TokenRows, max_tokens: int, temperature: float
+) -> Tensor:
     """Log-probs [B, T] fp32 of the tokens under `loss_mask`, 0 elsewhere; `max_tokens` go through the model at once."""
     model.eval()
     out = torch.zeros(batch.tokens.shape)

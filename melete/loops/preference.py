@@ -44,7 +44,7 @@ class PairData:
         return PairBatch(rows, torch.tensor(sums))
 
     def labelled(self, numbers: Sequence[int], learner: PairLearner) -> LabelledBatch:
-        """Both completions of these pairs as single rows, liked and disliked; each is mismatched with the next pair's."""
+        """Both completions of these pairs as single rows, liked and disliked, and crossed with the next pair's."""
         rows = [row for number in numbers for row in self.rows[number]]
         shifted = rows[2:] + rows[:2]
         mismatched = [_spliced(row, other) for row, other in zip(rows, shifted, strict=True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ class RLSettings:
     """`max_staleness`: the sampler's weights are at most so many steps behind; 0 is synchronous training."""
 
     sampling: SampleSettings
-    update: UpdateSettings = UpdateSettings()
+    update: UpdateSettings = field(default_factory=UpdateSettings)
     reference_refresh_steps: int = 0
     max_staleness: int = 0
 
@@ -90,8 +90,10 @@ def train(
             sampler.load_weights(learner.weights(), version=step + 1)
         clock.append(time.perf_counter())
         spans = (after - before for before, after in itertools.pairwise(clock))
-        timings = dict(zip(("sample_seconds", "update_seconds"), spans, strict=True)) | found.timings
+        timings: dict[str, float] = dict(zip(("sample_seconds", "update_seconds"), spans, strict=True))
+        timings |= found.timings
         metrics = step_metrics(found, stats, step=step, thought_opened=settings.sampling.thought_opened)
+        metrics |= {"kl_coef": algorithm.kl_coef} if algorithm.settings.kl_target is not None else {}
         on_step(Step(step, found.groups, update, metrics, timings, algorithm.kl_coef))
 
 

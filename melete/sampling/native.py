@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +66,14 @@ class NativeSampler:
                 if own[name].data_ptr() != weight.data_ptr():
                     own[name].copy_(weight)
         self.policy_version = version
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and their version, for a sampler with weights of its own; not copies."""
+        return {"model": self.model.state_dict(), "policy_version": self.policy_version}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a saved state."""
+        self.load_weights(state["model"], version=state["policy_version"])
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[list[Completion]]:

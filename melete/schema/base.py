@@ -94,6 +94,10 @@ class Stage(Settings):
         """The models that the stage reads."""
         return []
 
+    def plan(self) -> str:
+        """What the stage would do, on one line."""
+        raise NotImplementedError
+
     def reads_data(self) -> list[str]:
         """The data sets that the stage reads."""
         return []

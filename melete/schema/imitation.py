@@ -39,6 +39,9 @@ class SFTStage(TrainingStage):
     def reads_data(self) -> list[str]:
         return [self.data]
 
+    def plan(self) -> str:
+        return f"sft of {self.model} on {self.data}, {self.num_epochs} passes, lr {self.lr:g}"
+
 
 class DistillStage(TrainingStage):
     """A student learns from a teacher with the same tokenizer."""
@@ -48,7 +51,7 @@ class DistillStage(TrainingStage):
     teacher: Annotated[str, Field(min_length=1)]
     """The model to learn from."""
     method: Literal["sequence", "logits", "gkd", "on_policy"] = "gkd"
-    """Copy the teacher's right answers; match its distribution on them; on a mixture with the student's own; on those alone."""
+    """Copy the teacher's right answers, match its distribution on them, on a mixture, or on the student's own text."""
     student_share: Share = 0.5
     """gkd: share of prompts on which the student writes what is learnt from."""
     jsd_beta: Share = 0.5
@@ -68,6 +71,10 @@ class DistillStage(TrainingStage):
 
     def reads(self) -> list[str]:
         return [self.model, self.teacher]
+
+    def plan(self) -> str:
+        budget = f"{self.num_steps} steps of {self.prompts_per_step} prompts"
+        return f"{self.method} distillation of {self.teacher} into {self.model} on {self.task.name}, {budget}"
 
     def problems(self) -> Iterator[Problem]:
         if self.model == self.teacher:

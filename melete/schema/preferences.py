@@ -49,6 +49,9 @@ class PairsStage(Stage):
     def reads(self) -> list[str]:
         return [self.model]
 
+    def plan(self) -> str:
+        return f"pairs of {self.num_prompts} x {self.samples_per_prompt} samples of {self.model} on {self.task.name}"
+
 
 class RewardModelStage(TrainingStage):
     """Trains a model that gives a response a score."""
@@ -70,6 +73,9 @@ class RewardModelStage(TrainingStage):
 
     def reads_data(self) -> list[str]:
         return [self.data]
+
+    def plan(self) -> str:
+        return f"reward model on {self.model} from {self.data} ({self.loss}), {self.num_epochs} passes, lr {self.lr:g}"
 
 
 class PreferenceStage(TrainingStage):
@@ -107,6 +113,10 @@ class PreferenceStage(TrainingStage):
 
     def reads_data(self) -> list[str]:
         return [self.data] if self.data else []
+
+    def plan(self) -> str:
+        source = f"{self.num_epochs} passes over {self.data}" if self.data else f"{self.num_steps} steps online"
+        return f"{self.algorithm} from {self.model} on {self.task.name}, {source}, lr {self.lr:g}"
 
     def problems(self) -> Iterator[Problem]:
         if not self.data and not self.num_steps:

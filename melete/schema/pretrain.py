@@ -44,6 +44,9 @@ class PretrainStage(Stage):
     out: str = ""
     """A directory that also receives the finished model; empty for none."""
 
+    def plan(self) -> str:
+        return f"pretrain, {self.num_tokens:,} tokens, lr {self.lr:g}"
+
     def problems(self) -> Iterator[Problem]:
         if self.warmup_share + self.decay_share > 1:
             yield "warmup_share", f"and decay_share add up to {self.warmup_share + self.decay_share:g}, more than 1"

@@ -96,6 +96,14 @@ class RLStage(TrainingStage):
         others += [self.step_rewards] if self.step_rewards not in ("", "task") else []
         return [*super().reads(), *others, *(part.model for part in self.reward_models.values())]
 
+    def plan(self) -> str:
+        return f"{self.algorithm} from {self.model} on {self._budget()}"
+
+    def _budget(self) -> str:
+        rewards = " + ".join(f"{weight:g} {part}" for part, weight in self.rewards.items())
+        rollouts = f"{self.prompts_per_step} x {self.group_size} rollouts"
+        return f"{self.task.name}, {self.num_steps} steps of {rollouts}, lr {self.lr:g}, reward {rewards}"
+
     def problems(self) -> Iterator[Problem]:
         for name in self.reward_models:
             if name not in self.rewards:
@@ -124,3 +132,7 @@ class CompareStage(RLStage):
     """Each algorithm is run once with each seed."""
     num_workers: Count = 2
     """Processes that work at the same time, one thread each."""
+
+    def plan(self) -> str:
+        names = ", ".join(self.algorithms)
+        return f"{names} with {len(self.seeds)} seeds each, from {self.model} on {self._budget()}"

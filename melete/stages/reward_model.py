@@ -13,7 +13,7 @@ from melete.datasets.files import read_rows
 from melete.errors import DataError
 from melete.learning.reward_model import RewardModelLearner
 from melete.loops import reward_model
-from melete.models.heads import new_scalar_model
+from melete.models.heads import new_scalar_model, scalar_tokenizer
 from melete.models.load import save_model
 from melete.schema import RewardModelStage
 from melete.stages.context import StageContext
@@ -31,7 +31,7 @@ EVALUATIONS: Mapping[str, Callable[..., Mapping[str, float]]] = {
 def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str, Any]:
     """Trains on preferences or labels; returns the stage's entry of `summary.json`, with what held-out data say."""
     tokenizer, _ = context.load(stage.model)
-    model = new_scalar_model(context.model_path(stage.model), seed=context.seed)
+    model = new_scalar_model(context.model_path(stage.model), seed=context.seed, init_scale=1.0)
     path = context.data_path(stage.data)
     splits = reward_model.split_by_prompt(read_rows(path, KINDS[stage.loss]), stage.held_out_share)
     if not splits.train or not (splits.held_out or stage.held_out_share == 0):
@@ -56,7 +56,7 @@ def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str
             seed=f"{context.seed}/{stage.name}",
             on_step=training.step_done,
         )
-    save_model(model, tokenizer, context.run.models / stage.name)
+    save_model(model, scalar_tokenizer(model, tokenizer), context.run.models / stage.name)
     return training.entry(held_out=_measured(stage, splits.held_out, tokenizer, learner.scores))
 
 

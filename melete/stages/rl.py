@@ -80,11 +80,10 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
             step.timings,
             rollouts=_rollout_rows(stage.name, step),
             shown=f"{shown.problem.messages[-1].content}\n{shown.text}",
-            extra={"kl_coef": step.kl_coef, "sampler_version": work.sampler.policy_version},
+            extra={"kl_coef": step.kl_coef},
         )
 
     for begin, end in training.segments(start):
-        work.sampler.policy_version = training.extra.get("sampler_version", work.sampler.policy_version)
         rl.train(
             start=begin,
             stop=end,
@@ -168,9 +167,11 @@ class _Workshop:
         annotators: dict[str, rl.Annotator] = step_annotators(stage.step_rewards, context, task, tokenizer)
         if stage.teacher:
             annotators["teacher_logprobs"] = _teacher(stage, context)
-        parts: dict[str, Stateful] = {"policy": learner} | ({"critic": critic} if critic else {})
+        parts: dict[str, Stateful] = {"policy": learner}
+        if critic:
+            parts["critic"] = critic
         if stage.max_staleness:
-            parts["sampler"] = sampler.model
+            parts["sampler"] = sampler
         return cls(
             task=task,
             sampler=sampler,

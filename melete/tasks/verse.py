@@ -1,8 +1,8 @@
 """`verse`: a line or two about a topic, liked or not by a reader whose taste is a rule.
 
 A stand-in for people's preferences: nothing in the request says what the reader likes, so a model can only learn it
-from which of two answers was chosen. The rule itself is never shown to a reward model, only its choices are; so it tells
-whether learning from preferences has come to what the reader wants, or has found a way round it.
+from which of two answers was chosen. A reward model never sees the rule, only its choices; so the rule tells whether
+learning from preferences has come to what the reader wants, or has found a way round it.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int])
 
 
 def tokens_after_thought(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> tuple[int, ...]:
-    """The completion's own tokens that follow `</think>`: all of them where no thought was written, none in an open one.
+    """The completion's own tokens that follow `</think>`: all where there is no thought, none where it never ends.
 
     Nothing is encoded again, so a score belongs to the very tokens that were sampled.
     """

@@ -1,0 +1,127 @@
+"""DPO from top to bottom: the bundled model learns from pairs of its own answers; only `functional` is imported.
+
+    python examples/flat_loops/dpo.py
+
+The prompt is a sum of five digits. The model answers each several times; a right answer and a wrong one to the same
+prompt make a pair. Then there is no more sampling and no grading: the loss compares how the two log-probs have moved
+from where they started. Both may fall while their gap grows, so they are printed apart.
+"""
+
+# ruff: noqa: T201
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from melete.functional.logprobs import logprobs
+from melete.functional.preference import dpo, implied_reward
+
+MODEL = Path(__file__).parents[2] / "melete" / "data" / "tiny-base"
+NUM_DIGITS, MAX_NEW_TOKENS, SAMPLES_PER_PROMPT = 5, 64, 4
+BETA, PAIRS_PER_STEP = 0.1, 16
+
+
+def reward(question: str, completion: str) -> float:
+    """1 for the right answer in its tags, and for nothing after it.
+
+    >>> reward("1+2+3=?", "<answer>6</answer>"), reward("1+2+3=?", "<answer>5</answer>"), reward("1+2+3=?", "6")
+    (1.0, 0.0, 0.0)
+    """
+    found = re.fullmatch(r"(?:.*\n)*<answer>(\d+)</answer>", completion)
+    return float(found is not None and int(found[1]) == sum(map(int, question.removesuffix("=?").split("+"))))
+
+
+@torch.no_grad()
+def sample(model: nn.Module, tokenizer: AutoTokenizer, num_prompts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers to random sums: tokens [P, G, T], the mask of what the model wrote, and rewards [P, G]."""
+    digits = torch.randint(1, 10, (num_prompts, NUM_DIGITS)).tolist()
+    questions = ["+".join(map(str, row)) + "=?" for row in digits for _ in range(SAMPLES_PER_PROMPT)]
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    # every digit is a token, so all prompts have one length
+    prompts = torch.tensor(tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False))
+    tokens = model.generate(prompts, do_sample=True, top_k=0, max_new_tokens=MAX_NEW_TOKENS)
+    after = torch.arange(tokens.shape[1])[None] >= prompts.shape[1]
+    # the end token is written too, so it is in the mask; what follows it is padding
+    ended = ((tokens == tokenizer.eos_token_id) & after).long()
+    mask = after & (ended.cumsum(1) - ended == 0)
+    written = tokenizer.batch_decode(tokens[:, prompts.shape[1] :], skip_special_tokens=True)
+    rewards = torch.tensor([reward(*pair) for pair in zip(questions, written, strict=True)])
+    shape = (num_prompts, SAMPLES_PER_PROMPT)
+    return tokens.unflatten(0, shape), mask.unflatten(0, shape), rewards.unflatten(0, shape)
+
+
+def make_pairs(rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt, best and worst sibling of each prompt whose siblings [P, G] differ.
+
+    >>> make_pairs(torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]))
+    (tensor([0, 2]), tensor([1, 0]), tensor([0, 1]))
+    """
+    (prompts,) = (rewards.amax(1) > rewards.amin(1)).nonzero(as_tuple=True)
+    return prompts, rewards[prompts].argmax(1), rewards[prompts].argmin(1)
+
+
+def sums(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    """The log-prob of each completion: rows [B, T] to [B]. `where`, because padding may hold anything."""
+    # a causal model never looks right, so padding on the right needs no mask
+    per_token = logprobs(model(tokens, use_cache=False).logits, tokens)
+    return torch.where(mask, per_token, 0.0).sum(1)
+
+
+def train(num_steps: int, *, seed: int = 0, num_prompts: int = 256) -> list[float]:
+    """Returns the loss of each step."""
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    policy = AutoModelForCausalLM.from_pretrained(MODEL)
+    # 1. pairs, written by the model itself: two answers to one prompt, of which one is right
+    tokens, mask, rewards = sample(policy, tokenizer, num_prompts)
+    prompts, best, worst = make_pairs(rewards)
+    pairs = {"chosen": (tokens[prompts, best], mask[prompts, best])}
+    pairs["rejected"] = (tokens[prompts, worst], mask[prompts, worst])
+    print(f"{len(prompts)} pairs from {num_prompts} prompts; right before: {float(rewards.mean()):.2f}")
+    # 2. the reference is the policy of now, so its sums are made once and no second model is kept
+    with torch.no_grad():
+        ref = {
+            side: torch.cat([sums(policy, *part) for part in zip(*(x.split(64) for x in pair), strict=True)])
+            for side, pair in pairs.items()
+        }
+    # 3. epochs of minibatches
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-4, weight_decay=0.0)
+    order: list[Tensor] = []
+    curve: list[float] = []
+    for step in range(num_steps):
+        order = order or list(torch.randperm(len(prompts)).split(PAIRS_PER_STEP))
+        rows = order.pop()
+        # both sides in one pass
+        both = (torch.cat([pair[part][rows] for pair in pairs.values()]) for part in (0, 1))
+        chosen, rejected = sums(policy, *both).chunk(2)
+        loss = dpo(chosen, rejected, ref["chosen"][rows], ref["rejected"][rows], beta=BETA).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        curve.append(float(loss.detach()))
+        if step % 5 == 0 or step == num_steps - 1:
+            good = implied_reward(chosen.detach(), ref["chosen"][rows], beta=BETA)
+            bad = implied_reward(rejected.detach(), ref["rejected"][rows], beta=BETA)
+            print(
+                f"step {step:3d}  loss {curve[-1]:.3f}  chosen {float(chosen.mean()):7.2f}  "
+                f"rejected {float(rejected.mean()):7.2f}  margin {float((good - bad).mean()):5.2f}  "
+                f"right way round {float((good > bad).float().mean()):.2f}"
+            )
+    # 4. has it helped? fresh sums tell
+    print(f"right after: {float(sample(policy, tokenizer, 64)[2].mean()):.2f}")
+    return curve
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-steps", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the model is too small to share out
+    train(arguments.num_steps, seed=arguments.seed)
