@@ -2,8 +2,8 @@
 
     python examples/flat_loops/dpo.py
 
-The prompt is a sum of five digits. The model answers each several times; a right answer and a wrong one to the same
-prompt make a pair. Then there is no more sampling and no grading: the loss compares how the two log-probs have moved
+The prompt is a sum of five digits. The model answers each several times; a rule tells the best answer and the worst,
+which make a pair: right beats wrong, and right with its steps beats right without. Then there is no more sampling and no grading: the loss compares how the two log-probs have moved
 from where they started. Both may fall while their gap grows, so they are printed apart.
 """
 
@@ -23,17 +23,18 @@ from melete.functional.preference import dpo, implied_reward
 
 MODEL = Path(__file__).parents[2] / "melete" / "data" / "tiny-base"
 NUM_DIGITS, MAX_NEW_TOKENS, SAMPLES_PER_PROMPT = 5, 64, 4
-BETA, PAIRS_PER_STEP = 0.1, 16
+BETA, LR, PAIRS_PER_STEP = 0.1, 1e-4, 16
 
 
 def reward(question: str, completion: str) -> float:
-    """1 for the right answer in its tags, and for nothing after it.
+    """0.5 for the right answer in its tags with nothing after it, and 0.5 more if the steps are written down before.
 
-    >>> reward("1+2+3=?", "<answer>6</answer>"), reward("1+2+3=?", "<answer>5</answer>"), reward("1+2+3=?", "6")
-    (1.0, 0.0, 0.0)
+    >>> reward("1+2=?", "<answer>3</answer>"), reward("1+2=?", "<answer>4</answer>"), reward("1+2=?", "3")
+    (0.5, 0.0, 0.0)
     """
-    found = re.fullmatch(r"(?:.*\n)*<answer>(\d+)</answer>", completion)
-    return float(found is not None and int(found[1]) == sum(map(int, question.removesuffix("=?").split("+"))))
+    found = re.fullmatch(r"(<think>\n(?:.*\n)*</think>\n)?<answer>(\d+)</answer>", completion)
+    right = found is not None and int(found[2]) == sum(map(int, question.removesuffix("=?").split("+")))
+    return (1.0 if found[1] else 0.5) if right else 0.0
 
 
 @torch.no_grad()
@@ -53,6 +54,10 @@ def sample(model: nn.Module, tokenizer: AutoTokenizer, num_prompts: int) -> tupl
     rewards = torch.tensor([reward(*pair) for pair in zip(questions, written, strict=True)])
     shape = (num_prompts, SAMPLES_PER_PROMPT)
     return tokens.unflatten(0, shape), mask.unflatten(0, shape), rewards.unflatten(0, shape)
+
+
+def share_right(rewards: Tensor) -> float:
+    return float((rewards > 0).float().mean())
 
 
 def make_pairs(rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +87,7 @@ def train(num_steps: int, *, seed: int = 0, num_prompts: int = 256) -> list[floa
     prompts, best, worst = make_pairs(rewards)
     pairs = {"chosen": (tokens[prompts, best], mask[prompts, best])}
     pairs["rejected"] = (tokens[prompts, worst], mask[prompts, worst])
-    print(f"{len(prompts)} pairs from {num_prompts} prompts; right before: {float(rewards.mean()):.2f}")
+    print(f"{len(prompts)} pairs from {num_prompts} prompts; right before: {share_right(rewards):.2f}")
     # 2. the reference is the policy of now, so its sums are made once and no second model is kept
     with torch.no_grad():
         ref = {
@@ -90,15 +95,15 @@ def train(num_steps: int, *, seed: int = 0, num_prompts: int = 256) -> list[floa
             for side, pair in pairs.items()
         }
     # 3. epochs of minibatches
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-4, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=LR, weight_decay=0.0)
     order: list[Tensor] = []
     curve: list[float] = []
     for step in range(num_steps):
         order = order or list(torch.randperm(len(prompts)).split(PAIRS_PER_STEP))
         rows = order.pop()
         # both sides in one pass
-        both = (torch.cat([pair[part][rows] for pair in pairs.values()]) for part in (0, 1))
-        chosen, rejected = sums(policy, *both).chunk(2)
+        tokens, mask = (torch.cat([pair[part][rows] for pair in pairs.values()]) for part in (0, 1))
+        chosen, rejected = sums(policy, tokens, mask).chunk(2)
         loss = dpo(chosen, rejected, ref["chosen"][rows], ref["rejected"][rows], beta=BETA).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -109,18 +114,18 @@ def train(num_steps: int, *, seed: int = 0, num_prompts: int = 256) -> list[floa
             good = implied_reward(chosen.detach(), ref["chosen"][rows], beta=BETA)
             bad = implied_reward(rejected.detach(), ref["rejected"][rows], beta=BETA)
             print(
-                f"step {step:3d}  loss {curve[-1]:.3f}  chosen {float(chosen.mean()):7.2f}  "
-                f"rejected {float(rejected.mean()):7.2f}  margin {float((good - bad).mean()):5.2f}  "
+                f"step {step:3d}  loss {curve[-1]:.3f}  chosen {float(chosen.detach().mean()):7.2f}  "
+                f"rejected {float(rejected.detach().mean()):7.2f}  margin {float((good - bad).mean()):5.2f}  "
                 f"right way round {float((good > bad).float().mean()):.2f}"
             )
     # 4. has it helped? fresh sums tell
-    print(f"right after: {float(sample(policy, tokenizer, 64)[2].mean()):.2f}")
+    print(f"right after: {share_right(sample(policy, tokenizer, 64)[2]):.2f}")
     return curve
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-steps", type=int, default=40)
+    parser.add_argument("--num-steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the model is too small to share out

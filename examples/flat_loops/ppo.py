@@ -25,10 +25,10 @@ from melete.functional.policy import clip_fraction, clipped
 from melete.functional.value import explained_variance, gae, token_rewards, value_loss, whiten
 
 MODEL = Path(__file__).parents[2] / "melete" / "data" / "tiny-base"
-NUM_DIGITS, MAX_NEW_TOKENS = 5, 64
+NUM_DIGITS, MAX_NEW_TOKENS = 5, 48
 KL_COEF, GAMMA, GAE_LAMBDA = 0.001, 1.0, 1.0
 CLIP, VALUE_CLIP = 0.2, 0.2
-NUM_EPOCHS, ROWS_PER_MINIBATCH = 2, 32
+NUM_EPOCHS, ROWS_PER_MINIBATCH = 2, 24
 
 
 class Critic(nn.Module):
@@ -72,7 +72,7 @@ def forward(policy: nn.Module, tokens: Tensor) -> Tensor:
     return logprobs(policy(tokens, use_cache=False).logits, tokens)
 
 
-def train(num_steps: int, *, seed: int = 0, prompts_per_step: int = 64) -> list[float]:
+def train(num_steps: int, *, seed: int = 0, prompts_per_step: int = 48) -> list[float]:
     """Returns the mean reward of each step."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -132,7 +132,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-steps", type=int, default=20)
+    parser.add_argument("--num-steps", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the model is too small to share out
