@@ -3,8 +3,9 @@
     python examples/flat_loops/dpo.py
 
 The prompt is a sum of five digits. The model answers each several times; a rule tells the best answer and the worst,
-which make a pair: right beats wrong, and right with its steps beats right without. Then there is no more sampling and no grading: the loss compares how the two log-probs have moved
-from where they started. Both may fall while their gap grows, so they are printed apart.
+which make a pair: right beats wrong, and right with its steps beats right without. Then there is no more sampling and
+no grading: the loss compares how the two log-probs have moved from where they started. Both may fall while their gap
+grows, so they are printed apart.
 """
 
 # ruff: noqa: T201
