@@ -104,7 +104,7 @@ def _words(location: Iterable[int | str]) -> list[str]:
     for part in location:
         if isinstance(part, int) and words:
             words[-1] += f"[{part}]"
-        elif str(part) not in UNION_BRANCHES:
+        elif not words or str(part) not in UNION_BRANCHES:  # a key may itself be called "float"
             words.append(str(part))
     return words
 

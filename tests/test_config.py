@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from melete import schema
@@ -198,6 +198,7 @@ keys = st.sampled_from([*RLStage.model_fields, *schema.PretrainStage.model_field
 
 
 @settings(max_examples=150, deadline=None)
+@example(stage={}, top={}, override="float")  # a key that is called like a branch of a union
 @given(stage=st.dictionaries(keys, values, max_size=4), top=st.dictionaries(words, values, max_size=2), override=words)
 def test_whatever_a_recipe_says_the_answer_is_a_recipe_or_a_refusal(stage: Any, top: Any, override: str):
     try:
