@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_docs import ROOT, blocks
 
 from melete.algorithms import resolve
 from melete.algorithms.preference import resolve_preference
 from melete.config import parse_recipe
 from melete.pipeline import run_quietly
-from tests.test_docs import ROOT, blocks
 
 STEPS = {"lr": 1e-4, "num_steps": 2, "warmup_steps": 0, "max_new_tokens": 16, "model": "tiny"}
 STEPS |= {"evaluation": {"at": [], "num_problems": 1, "num_samples": 1}}

@@ -2,10 +2,10 @@
 
     python examples/flat_loops/dpo.py
 
-The prompt is a sum of five digits. The model answers each several times; a rule tells the best answer and the worst,
-which make a pair: right beats wrong, and right with its steps beats right without. Then there is no more sampling and
-no grading: the loss compares how the two log-probs have moved from where they started. Both may fall while their gap
-grows, so they are printed apart.
+The prompt asks for a line about something, and the reader likes lines that speak to it ("Oh old sea: ..."). Of several
+lines to one prompt, one that does and one that does not make a pair. Then there is no more sampling and no grading: the
+loss compares how the two log-probs have moved from where they started. Both may fall while their gap grows, so they are
+printed apart.
 """
 
 # ruff: noqa: T201
@@ -23,28 +23,26 @@ from melete.functional.logprobs import logprobs
 from melete.functional.preference import dpo, implied_reward
 
 MODEL = Path(__file__).parents[2] / "melete" / "data" / "tiny-base"
-NUM_DIGITS, MAX_NEW_TOKENS, SAMPLES_PER_PROMPT = 5, 64, 4
+TOPICS = ("the sea", "winter", "a cat", "a dog", "the rain", "a tree", "the night", "a flower")
+MAX_NEW_TOKENS, SAMPLES_PER_PROMPT = 24, 4
 BETA, LR, PAIRS_PER_STEP = 0.1, 1e-4, 16
 
 
-def reward(question: str, completion: str) -> float:
-    """0.5 for the right answer in its tags with nothing after it, and 0.5 more if the steps are written down before.
+def preference(completion: str) -> float:
+    """1 for one line that speaks to its topic, 0 for anything else.
 
-    >>> reward("1+2=?", "<answer>3</answer>"), reward("1+2=?", "<answer>4</answer>"), reward("1+2=?", "3")
-    (0.5, 0.0, 0.0)
+    >>> preference("Oh old, cold sea: it sings."), preference("The sea is old; it sings."), preference("Oh 5</answer>")
+    (1.0, 0.0, 0.0)
     """
-    found = re.fullmatch(r"(<think>\n(?:.*\n)*</think>\n)?<answer>(\d+)</answer>", completion)
-    right = found is not None and int(found[2]) == sum(map(int, question.removesuffix("=?").split("+")))
-    return (1.0 if found[1] else 0.5) if right else 0.0
+    return float(re.fullmatch(r"Oh [a-z, ]+: [a-z ]+\.", completion) is not None)
 
 
 @torch.no_grad()
 def sample(model: nn.Module, tokenizer: AutoTokenizer, num_prompts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Answers to random sums: tokens [P, G, T], the mask of what the model wrote, and rewards [P, G]."""
-    digits = torch.randint(1, 10, (num_prompts, NUM_DIGITS)).tolist()
-    questions = ["+".join(map(str, row)) + "=?" for row in digits for _ in range(SAMPLES_PER_PROMPT)]
-    chats = [[{"role": "user", "content": question}] for question in questions]
-    # every digit is a token, so all prompts have one length
+    """Lines about random topics: tokens [P, G, T], the mask of what the model wrote, and how they are liked [P, G]."""
+    topics = [TOPICS[i] for i in torch.randint(len(TOPICS), (num_prompts,)).tolist() for _ in range(SAMPLES_PER_PROMPT)]
+    chats = [[{"role": "user", "content": f"Write a line about {topic}."}] for topic in topics]
+    # the topics are chosen so that all prompts have one length
     prompts = torch.tensor(tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False))
     tokens = model.generate(prompts, do_sample=True, top_k=0, max_new_tokens=MAX_NEW_TOKENS)
     after = torch.arange(tokens.shape[1])[None] >= prompts.shape[1]
@@ -52,23 +50,20 @@ def sample(model: nn.Module, tokenizer: AutoTokenizer, num_prompts: int) -> tupl
     ended = ((tokens == tokenizer.eos_token_id) & after).long()
     mask = after & (ended.cumsum(1) - ended == 0)
     written = tokenizer.batch_decode(tokens[:, prompts.shape[1] :], skip_special_tokens=True)
-    rewards = torch.tensor([reward(*pair) for pair in zip(questions, written, strict=True)])
+    liked = torch.tensor([preference(completion) for completion in written])
+    print(f"liked: {float(liked.mean()):.2f}, such as {written[int(liked.argmax())]!r}")
     shape = (num_prompts, SAMPLES_PER_PROMPT)
-    return tokens.unflatten(0, shape), mask.unflatten(0, shape), rewards.unflatten(0, shape)
+    return tokens.unflatten(0, shape), mask.unflatten(0, shape), liked.unflatten(0, shape)
 
 
-def share_right(rewards: Tensor) -> float:
-    return float((rewards > 0).float().mean())
-
-
-def make_pairs(rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompt, best and worst sibling of each prompt whose siblings [P, G] differ.
+def make_pairs(liked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt, most and least liked sibling of each prompt whose siblings [P, G] differ.
 
     >>> make_pairs(torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]))
     (tensor([0, 2]), tensor([1, 0]), tensor([0, 1]))
     """
-    (prompts,) = (rewards.amax(1) > rewards.amin(1)).nonzero(as_tuple=True)
-    return prompts, rewards[prompts].argmax(1), rewards[prompts].argmin(1)
+    (prompts,) = (liked.amax(1) > liked.amin(1)).nonzero(as_tuple=True)
+    return prompts, liked[prompts].argmax(1), liked[prompts].argmin(1)
 
 
 def sums(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -78,17 +73,17 @@ def sums(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, per_token, 0.0).sum(1)
 
 
-def train(num_steps: int, *, seed: int = 0, num_prompts: int = 256) -> list[float]:
+def train(num_steps: int, *, seed: int = 0, num_prompts: int = 192) -> list[float]:
     """Returns the loss of each step."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     policy = AutoModelForCausalLM.from_pretrained(MODEL)
-    # 1. pairs, written by the model itself: two answers to one prompt, of which one is right
-    tokens, mask, rewards = sample(policy, tokenizer, num_prompts)
-    prompts, best, worst = make_pairs(rewards)
+    # 1. pairs, written by the model itself: two lines to one prompt, of which one is liked
+    tokens, mask, liked = sample(policy, tokenizer, num_prompts)
+    prompts, best, worst = make_pairs(liked)
     pairs = {"chosen": (tokens[prompts, best], mask[prompts, best])}
     pairs["rejected"] = (tokens[prompts, worst], mask[prompts, worst])
-    print(f"{len(prompts)} pairs from {num_prompts} prompts; right before: {share_right(rewards):.2f}")
+    print(f"{len(prompts)} pairs from {num_prompts} prompts")
     # 2. the reference is the policy of now, so its sums are made once and no second model is kept
     with torch.no_grad():
         ref = {
@@ -119,14 +114,14 @@ def train(num_steps: int, *, seed: int = 0, num_prompts: int = 256) -> list[floa
                 f"rejected {float(rejected.detach().mean()):7.2f}  margin {float((good - bad).mean()):5.2f}  "
                 f"right way round {float((good > bad).float().mean()):.2f}"
             )
-    # 4. has it helped? fresh sums tell
-    print(f"right after: {share_right(sample(policy, tokenizer, 64)[2]):.2f}")
+    # 4. what it writes now, to the same prompts
+    sample(policy, tokenizer, 64)
     return curve
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-steps", type=int, default=30)
+    parser.add_argument("--num-steps", type=int, default=26)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the model is too small to share out

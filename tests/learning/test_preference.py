@@ -149,7 +149,7 @@ def test_the_order_of_the_pairs_changes_nothing() -> None:
 
 
 def test_the_references_sums_are_computed_once_and_are_those_computed_anew() -> None:
-    """I34: they belong to the frozen reference, whatever the policy has become and whichever pairs stood beside."""
+    """They belong to the frozen reference, whatever the policy has become and whichever pairs stood beside."""
     learner, algorithm = learner_of(llama()), resolve_preference("dpo")
     data, asked = PairData(PAIRS, tokenizer()), []
     plain = learner.ref_sums
@@ -179,7 +179,7 @@ def test_the_reference_does_not_follow_the_policy() -> None:
 
 
 def test_the_first_step_of_dpo_is_a_coin_toss() -> None:
-    """I12: policy and reference agree, so every implied reward is 0 and the loss is log 2."""
+    """I10: policy and reference agree, so every implied reward is 0 and the loss is log 2."""
     metrics = updated(learner_of(llama(), moved=False), resolve_preference("dpo"))
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
     for name in ("chosen_reward", "rejected_reward", "margin"):
@@ -258,7 +258,7 @@ def test_every_setting_that_is_declared_changes_loss_and_gradient(name: str, key
 
 @pytest.mark.parametrize("name", ["dpo", "simpo", "kto"])
 def test_the_temperature_divides_the_logits_of_policy_and_reference(name: str) -> None:
-    """A head half as large at temperature 1 is the whole head at temperature 2."""
+    """I34: a head half as large at temperature 1 is the whole head at temperature 2."""
 
     def loss(temperature: float, scale: float) -> float:
         model = llama()

@@ -62,11 +62,12 @@ def test_equal_texts_make_no_pair() -> None:
 
 
 def test_what_was_cut_at_the_limit_stays_out() -> None:
+    """I29."""
     assert texts([(1.0, "a", "length"), (0.5, "b", "stop"), (0.0, "c", "stop"), (-1.0, "d", "length")]) == [("b", "c")]
 
 
 def test_what_no_grader_could_judge_stays_out() -> None:
-    """I28."""
+    """I41."""
     assert texts([(None, "a", "stop"), (0.5, "b", "stop"), (0.0, "c", "stop")]) == [("b", "c")]
     assert texts([(None, "a", "stop"), (0.5, "b", "stop")]) == []
     assert texts([(1.0, "a", "stop")]) == []
@@ -126,7 +127,7 @@ def test_more_noise_turns_the_same_pairs_and_more() -> None:
 
 
 def test_the_best_stands_against_the_worst_with_the_very_tokens_that_were_sampled() -> None:
-    """I29: the texts say something else and are not read."""
+    """I32: the texts say something else and are not read."""
     (chosen, rejected), *others = best_against_worst(group_of(FOUR))
     assert chosen == ([1, 7, 102, 202], [False, False, True, True])
     assert rejected == ([1, 7, 101, 201], [False, False, True, True])
@@ -139,7 +140,7 @@ def test_samples_that_are_alike_in_grade_make_no_pair_of_rows(grades: list[float
 
 
 def test_what_no_grader_could_judge_is_neither_best_nor_worst() -> None:
-    """I28."""
+    """I41."""
     ((chosen, rejected),) = best_against_worst(
         group_of([(None, "a", "stop"), (0.2, "b", "stop"), (0.1, "c", "length"), (None, "d", "stop")])
     )

@@ -5,19 +5,24 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 from melete.corpus.mix import PHASES, documents, sample_texts
 from melete.loops.pretrain import (
     POOL_SIZE,
     PretrainSettings,
+    _mean_over_workers,
     encode_documents,
     lr_factor,
     pretrain_with_workers,
     token_batches,
 )
+from melete.models.moe import RouterBalancer
 from melete.models.tiny import tiny_model, train_tokenizer
 
 TOKENIZER = train_tokenizer(sample_texts(0, 150), 600)
@@ -108,3 +113,46 @@ def test_the_loss_falls_and_the_same_seed_gives_the_same_weights(num_workers: in
     if num_workers == 1:
         again, same = trained(settings)
         assert again == rows and all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def _one_step(rank: int, num_workers: int, meeting_point: str, rows: list[list[list[int]]], gradients: Any) -> None:
+    """A worker with rows of its own: what `pretrain` does between its forward pass and its step."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=num_workers)
+    torch.manual_seed(0)
+    model = tiny_model(TOKENIZER, hidden_size=32, num_layers=2)
+    balancer = RouterBalancer(model, 0.0)
+    model.train()
+    loss_sum, num_targets = torch.zeros(()), 0
+    for row in rows[rank]:
+        logits = model(input_ids=torch.tensor([row])).logits[0, :-1]
+        loss_sum = loss_sum + torch.nn.functional.cross_entropy(logits, torch.tensor(row[1:]), reduction="sum")
+        num_targets += len(row) - 1
+    loss_sum.backward()
+    loss, count = _mean_over_workers(model, balancer, loss_sum.detach(), torch.tensor(num_targets))
+    if rank == 0:
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        torch.save({"loss": loss, "count": count, "gradients": found}, gradients)
+    distributed.destroy_process_group()
+
+
+def test_two_workers_with_unequal_rows_make_the_gradient_of_one_worker_with_all(tmp_path: Path) -> None:
+    """I2: the mean is over the tokens of both, not over two means."""
+    drawn = [row for row in first_pool(TINY, 0) if 5 < len(row) < 40][:6]
+    shares = {1: [drawn], 2: [drawn[:1], drawn[1:]]}
+    context = torch.multiprocessing.get_context("fork")
+    for num_workers, rows in shares.items():
+        meeting_point, file = f"file://{tmp_path}/meet-{num_workers}", tmp_path / f"{num_workers}.pt"
+        arguments = (num_workers, meeting_point, rows, file)
+        workers = [context.Process(target=_one_step, args=(rank, *arguments)) for rank in range(num_workers)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+            assert worker.exitcode == 0
+    one, two = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
+    assert two["count"] == one["count"] == sum(len(row) - 1 for row in drawn)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["gradients"].keys() == one["gradients"].keys()
+    for name, gradient in one["gradients"].items():
+        torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-3, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from melete.credit import credit
 from melete.errors import RecipeError
 from melete.rewards import REWARDS, RewardContext, make_rewards
 from melete.rewards.grade import grade_groups, grade_rollout
+from melete.rewards.rules import BatchReward, soft_overlong
 from melete.tasks import make_task
 from melete.text.answers import parse_completion
 from melete.types import Completion, FinishReason, Message, Problem, Rollout
@@ -231,3 +233,78 @@ def test_every_reward_of_the_table_is_between_zero_and_one_for_any_text() -> Non
     for name in sorted(REWARDS.keys() - {"overlong"}):  # a penalty, from -1 to 0
         for text in ("", "<answer>6</answer>", "<think></think><answer>6</answer>", "\x00", "<answer>" * 1000):
             assert 0.0 <= score(name, text) <= 1.0
+
+
+def of_length(num_tokens: int) -> Rollout:
+    return replace(rollout("x"), completion=Completion((5,) * num_tokens, (-1.0,) * num_tokens, "stop", 0))
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "penalty"), [(1, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (120, -1.0)]
+)
+def test_overlong_falls_from_zero_to_minus_one_over_the_last_fifth_of_the_limit(
+    num_tokens: int, penalty: float
+) -> None:
+    """I29."""
+    assert soft_overlong(100)(of_length(num_tokens)) == pytest.approx(penalty)
+    context = replace(CONTEXT, max_new_tokens=100)
+    assert make_rewards(["overlong"], context)["overlong"](of_length(num_tokens)) == pytest.approx(penalty)
+
+
+@pytest.mark.parametrize(("share", "penalties"), [(0.5, [0.0, -0.5, -1.0]), (0.01, [0.0, 0.0, -1.0])])
+def test_the_share_says_where_overlong_begins(share: float, penalties: list[float]) -> None:
+    """Of 8 tokens half are 4; the smallest share is still one token."""
+    assert [soft_overlong(8, cache_share=share)(of_length(n)) for n in (4, 6, 8)] == penalties
+
+
+def groups_of(*texts: Sequence[str]) -> list[list[Rollout]]:
+    problems = [TASK.problem("train", index) for index in range(len(texts))]
+    return [
+        [rollout(text, sibling=sibling, problem=problem) for sibling, text in enumerate(siblings)]
+        for problem, siblings in zip(problems, texts, strict=True)
+    ]
+
+
+def test_a_batch_reward_sees_all_rollouts_at_once_and_each_gets_its_own_score() -> None:
+    seen: list[list[str]] = []
+
+    def lengths(rollouts: Sequence[Rollout]) -> list[float]:
+        seen.append([found.text for found in rollouts])
+        return [float(len(found.text)) for found in rollouts]
+
+    functions = {"length": BatchReward(lengths), "accuracy": make_rewards(["accuracy"], CONTEXT)["accuracy"]}
+    graded = grade_groups(groups_of(("a", "bbb"), ("cc", "", "a")), functions, {"length": 2.0, "accuracy": 1.0})
+    assert seen == [["a", "bbb", "cc", "", "a"]]
+    assert [[reward.parts["length"] for reward in group.rewards] for group in graded] == [[1.0, 3.0], [2.0, 0.0, 1.0]]
+    assert [[reward.total for reward in group.rewards] for group in graded] == [[2.0, 6.0], [4.0, 0.0, 2.0]]
+
+
+def times_out(_rollouts: Sequence[Rollout]) -> list[float]:
+    raise TimeoutError("the reward model took too long")
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        (lambda _rollouts: [1.0], "ValueError: 1 scores for 3 rollouts"),
+        (lambda _rollouts: [1.0] * 4, "ValueError: 4 scores for 3 rollouts"),
+        (lambda _rollouts: None, "TypeError"),
+        (times_out, "TimeoutError: the reward model took too long"),
+    ],
+)
+def test_a_batch_that_fails_is_a_failure_of_each_rollout_and_the_other_parts_stay(scores, reason: str) -> None:
+    """I41, I42."""
+    functions = {"broken": BatchReward(scores), "long": long_answer}
+    graded = grade_groups(groups_of(("ab", "c"), ("",)), functions, {"broken": 1.0, "long": 1.0})
+    rewards = [reward for group in graded for reward in group.rewards]
+    assert [reward.total for reward in rewards] == [None] * 3
+    assert [dict(reward.parts) for reward in rewards] == [{"broken": None, "long": n} for n in (2.0, 1.0, 0.0)]
+    assert all(reward.reason.startswith("broken: ") and reason in reward.reason for reward in rewards)
+
+
+def test_a_score_that_is_not_finite_is_a_failure_of_that_rollout_alone() -> None:
+    """I42."""
+    functions = {"score": BatchReward(lambda _rollouts: [1.0, math.nan, -2.0])}
+    (group,) = grade_groups(groups_of(("a", "b", "c")), functions, {"score": 1.0})
+    assert [reward.total for reward in group.rewards] == [1.0, None, -2.0]
+    assert "not finite (nan)" in group.rewards[1].reason

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from melete.errors import RecipeError
 from melete.tasks import make_task
+from melete.tasks.base import step_labels_of
 from melete.tasks.countdown import Countdown, evaluate_expression
 from melete.text.numbers import parse_integer
+from melete.text.steps import split_steps
 from melete.types import Message, Problem
 
 PUZZLE = Problem(
@@ -154,3 +157,45 @@ def test_an_integer_is_one_number_of_ascii_digits_and_nothing_else(text: str, va
 @given(st.integers(-(10**18) + 1, 10**18 - 1))
 def test_every_integer_of_eighteen_digits_is_read_back(value: int) -> None:
     assert parse_integer(f" {value}. ") == value
+
+
+SUM = Problem("p", "arithmetic_chain", (Message("user", "3+5-2=?"),), "6")
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("", []),
+        ("<think>3+5=8\n8-2=6</think>\n<answer>6</answer>", [True, True, True]),
+        ("<think>3+5=9\n9-2=7\n</think><answer>7</answer>", [False, True, False]),
+        ("<think>3+5=8\n8-2=5\n</think><answer>6</answer>", [True, False, True]),
+        ("3+5=8, 8-2=7", [False]),  # every equation of a line must hold
+        ("3-5=-2", [True]),
+        ("let us see\n\n<answer>6</answer>", [True, True]),
+        ("<answer>six</answer>", [False]),
+        ("<think>8-2=6</think><answer>6</answer>", [True]),
+        ("<think>8-2=5</think><answer>6</answer>", [False]),
+    ],
+)
+def test_a_step_is_right_when_its_equations_hold_and_its_answer_is_the_right_one(text: str, labels: list[bool]) -> None:
+    assert step_labels_of(make_task("arithmetic_chain", {}), SUM, text) == labels
+
+
+@given(st.text(max_size=60))
+def test_any_text_has_a_label_for_each_step(text: str) -> None:
+    """I41."""
+    labels = step_labels_of(make_task("arithmetic_chain", {}), SUM, text)
+    assert len(labels) == len(split_steps(text)) and set(labels) <= {True, False}
+
+
+def test_a_step_of_endless_digits_takes_no_time() -> None:
+    started = time.perf_counter()
+    step_labels_of(make_task("arithmetic_chain", {}), SUM, "1+" * 50_000 + "9" * 50_000)
+    assert time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize("name", ["countdown", "verse"])
+def test_a_task_that_judges_answers_only_says_so(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"{name} judges answers, not single steps") as refusal:
+        step_labels_of(make_task(name, {}), PUZZLE, "1+2=3")
+    assert "arithmetic_chain" in refusal.value.remedy

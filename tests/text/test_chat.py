@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from melete.batch import Batch
 from melete.errors import ModelError
 from melete.sampling.native import NativeSampler
-from melete.text.chat import decode_completion, opens_thought, prompt_tokens
+from melete.text.chat import decode_completion, opens_thought, prompt_tokens, tokens_after_thought
 from melete.types import Message, Problem, Reward, Rollout, RolloutGroup, SampleRequest, SamplingSettings
 
 QUESTION = (Message("system", "be brief"), Message("user", "what is 1+2?"))
@@ -89,3 +89,39 @@ def test_a_tokenizer_without_chat_template_is_refused_with_a_remedy() -> None:
     with pytest.raises(ModelError, match="no chat template") as refusal:
         prompt_tokens(bare, QUESTION)
     assert refusal.value.remedy
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        ("<think>1+2=3</think><answer>3</answer>", "<answer>3</answer>"),
+        ("<think>1+2=3</think>\n one and two", "\n one and two"),
+        ("1+2=3</think>3", "3"),  # the template opened the thought
+        ("one and two", "one and two"),
+        ("<think></think>", ""),
+        ("<think>a</think>b</think>c", "b</think>c"),
+        ("", ""),
+    ],
+)
+def test_what_follows_a_thought_are_the_very_tokens_that_were_sampled(text: str, after: str, is_ended: bool) -> None:
+    """I32: a suffix of the completion, its end-of-turn token included."""
+    tokens = (*tokenizer().encode(text, add_special_tokens=False), *[tokenizer().eos_token_id] * is_ended)
+    found = tokens_after_thought(tokenizer(), tokens)
+    assert found == tokens[len(tokens) - len(found) :]
+    assert decode_completion(tokenizer(), found) == after
+    assert (found[-1:] == (tokenizer().eos_token_id,)) == is_ended
+
+
+@pytest.mark.parametrize("text", ["<think>", "<think>1+2=3", "one <think>two"])
+def test_nothing_follows_a_thought_that_never_ends(text: str) -> None:
+    tokens = [*tokenizer().encode(text, add_special_tokens=False), tokenizer().eos_token_id]
+    assert tokens_after_thought(tokenizer(), tokens) == ()
+
+
+def test_a_closing_tag_in_several_tokens_is_one() -> None:
+    """A model may spell the tag, or have none of its own."""
+    spelled = [token for letter in "</think>" for token in tokenizer().encode(letter, add_special_tokens=False)]
+    assert len(spelled) == 8
+    after = tokenizer().encode("one", add_special_tokens=False)
+    assert tokens_after_thought(tokenizer(), [*spelled, *after]) == tuple(after)
