@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from melete.errors import MeleteError
+from melete.errors import MeleteError, RecipeError
+from melete.imports import import_path
 from melete.schema import (
     BUNDLED_MODELS,
     STAGE_KINDS,
@@ -252,9 +252,9 @@ def _reward_problems(stage: RLStage) -> Iterator[Problem]:
 
 
 def _algorithm_problems(stage: RLStage, name: str, given: Mapping[str, Any]) -> Iterator[Problem]:
-    from melete.algorithms import ALGORITHMS, resolve
+    from melete.algorithms import ALGORITHMS, Algorithm, resolve
 
-    if ":" in name and (reasons := list(_import_problems(name))):
+    if ":" in name and (reasons := list(_import_problems(name, Algorithm))):
         yield "algorithm", reasons[0]
         return
     if ":" not in name and name not in ALGORITHMS:
@@ -339,10 +339,10 @@ NO_GROUP = (
 
 
 def _preference_problems(stage: PreferenceStage) -> Iterator[Problem]:
-    from melete.algorithms.preference import PREFERENCE_ALGORITHMS, resolve_preference
+    from melete.algorithms.preference import PREFERENCE_ALGORITHMS, PreferenceAlgorithm, resolve_preference
 
     name, given = stage.algorithm, stage.algorithm_settings
-    if ":" in name and (reasons := list(_import_problems(name))):
+    if ":" in name and (reasons := list(_import_problems(name, PreferenceAlgorithm))):
         yield "algorithm", reasons[0]
         return
     if ":" not in name and name not in PREFERENCE_ALGORITHMS:
@@ -357,15 +357,11 @@ def _preference_problems(stage: PreferenceStage) -> Iterator[Problem]:
         yield "pairs_per_step", f"{name} reads its baseline off completions of other prompts; use at least 2"
 
 
-def _import_problems(path: str) -> Iterator[str]:
-    module, _, function = path.partition(":")
+def _import_problems(path: str, or_a: type | tuple[type, ...] = ()) -> Iterator[str]:
     try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # importing runs the module, which may raise anything
-        yield f"cannot be imported ({error}); write package.module:function"
-    else:
-        if not callable(found) and not hasattr(found, "loss"):  # a whole row of a table will do
-            yield "is not a function"
+        import_path(path, place=path, or_a=or_a)
+    except RecipeError as error:
+        yield _told(error)
 
 
 def _told(error: Exception) -> str:

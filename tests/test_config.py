@@ -135,7 +135,7 @@ def test_a_misspelt_word_names_the_nearest_one_that_exists(override: str, told: 
         ({"evaluation": {"at": [1.0, 0.0]}}, "rl.evaluation.at: must rise"),
         ({"evaluation": {"at": [2.0]}}, "rl.evaluation.at[0]: must be at most 1, not 2.0"),
         ({"algorithm": "sft"}, "rl.algorithm: sft copies completions whatever their reward"),
-        ({"algorithm": "no.such:loss"}, "rl.algorithm: cannot be imported"),
+        ({"algorithm": "no.such:loss"}, "rl.algorithm: cannot import no.such:loss"),
         ({"algorithm": "dapo", "reference_refresh_steps": 5}, "there is no reference to refresh"),
         ({"algorithm_settings": {"clip_low": 2.0}}, "clip_low must be in [0, 1], not 2.0"),
         ({"task": {"name": "countdown", "num_numbers": 9}}, "num_numbers must be from 2 to 6, not 9"),

@@ -6,7 +6,6 @@ parameters name: sums of log-probs over the completion, lengths in tokens, and s
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
@@ -18,6 +17,7 @@ from melete.algorithms.row import call, parameters
 from melete.algorithms.settings import NOT_NEGATIVE, check_bounds, one_of, setting, settings_of
 from melete.errors import RecipeError
 from melete.functional import preference
+from melete.imports import import_path
 
 PAIR_INPUTS = frozenset(
     {
@@ -177,16 +177,10 @@ def resolve_preference(name: str, **overrides: Any) -> PreferenceAlgorithm:
 
 
 def _imported(path: str) -> PreferenceAlgorithm:
-    module_name, _, attribute = path.partition(":")
     place = f"algorithm {path}"
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(f"cannot import {path}: {error}", place=place, remedy="package.module:function") from error
+    found = import_path(path, place=place, or_a=PreferenceAlgorithm)
     if isinstance(found, PreferenceAlgorithm):
         return found
-    if not callable(found):
-        raise RecipeError(f"{path} is not a function", place=place, remedy="package.module:function")
     loss = cast(Callable[..., Tensor], found)
     known = PAIR_INPUTS | SINGLE_INPUTS | {entry.name for entry in fields(PreferenceSettings)}
     if unknown := [n for n, p in parameters(loss).items() if n not in known and p.default is p.empty]:

@@ -7,7 +7,6 @@ of `functional/` stand in the table as they are.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -20,6 +19,7 @@ from melete.algorithms.settings import AlgorithmSettings, one_of
 from melete.errors import RecipeError
 from melete.functional import advantages as credits
 from melete.functional import distill, policy, supervised, value
+from melete.imports import import_path
 
 
 def _row(
@@ -264,16 +264,10 @@ def _refuse_impossible(row: Algorithm) -> None:
 
 def _imported_row(path: str) -> Algorithm:
     """The row, or the loss with the rest of a row around it, at "package.module:name"."""
-    module_name, _, attribute = path.partition(":")
     place = f"algorithm {path}"
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(f"cannot import {path}: {error}", place=place, remedy="package.module:function") from error
+    found = import_path(path, place=place, or_a=Algorithm)
     if isinstance(found, Algorithm):
         return found
-    if not callable(found):
-        raise RecipeError(f"{path} is not a function", place=place, remedy="package.module:function")
     loss = cast(Callable[..., Tensor], found)
     known = LOSS_INPUTS | {entry.name for entry in fields(AlgorithmSettings)}
     for name, parameter in parameters(loss).items():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
 
-from melete.errors import RecipeError
+from melete.imports import import_path
 from melete.rewards.rules import Grade, RewardFunction, accuracy, format_tags, random_reward, soft_overlong
 from melete.suggest import did_you_mean
 
@@ -44,15 +42,5 @@ def make_rewards(names: Iterable[str], context: RewardContext) -> dict[str, Rewa
 
 
 def _imported(path: str) -> RewardFunction:
-    module, _, function = path.partition(":")
-    try:
-        reward = getattr(importlib.import_module(module), function)
-    except Exception as error:  # importing runs the module, which may raise anything
-        raise RecipeError(f"no reward {path!r}: {error}", remedy=_remedy(path)) from error
-    if not callable(reward):
-        raise RecipeError(f"reward {path!r} is not a function", remedy=_remedy(path))
-    return cast(RewardFunction, reward)
-
-
-def _remedy(path: str) -> str:
-    return f"{did_you_mean(path, REWARDS)} or package.module:function"
+    remedy = f"{did_you_mean(path, REWARDS)} or package.module:function"
+    return import_path(path, place=f"reward {path}", remedy=remedy)
