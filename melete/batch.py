@@ -9,7 +9,7 @@ policy wrote, its end-of-turn token included.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,6 +18,22 @@ from torch import Tensor
 from melete.errors import DataError, TrainingError
 from melete.functional.aggregate import Denominators, Mode, denominators
 from melete.types import Rollout, RolloutGroup
+
+MaskedRow = tuple[list[int], list[bool]]  # tokens, and which of them are the completion's
+
+
+def masked_row(prompt: Sequence[int], completion: Sequence[int]) -> MaskedRow:
+    """Prompt and completion as one row.
+
+    >>> masked_row([7, 8], [5])
+    ([7, 8, 5], [False, False, True])
+    """
+    return [*prompt, *completion], [False] * len(prompt) + [True] * len(completion)
+
+
+def rollout_row(rollout: Rollout) -> MaskedRow:
+    """The very tokens that were sampled, as one row."""
+    return masked_row(rollout.prompt_tokens, rollout.completion.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +61,7 @@ class Batch:
     def from_groups(cls, groups: Sequence[RolloutGroup], pad_token_id: int) -> Batch:
         """Rows in the order of the groups; groups with the same id are one group, however they were split."""
         number_of: dict[str, int] = {}
-        rows: list[tuple[list[int], list[bool]]] = []
+        rows: list[MaskedRow] = []
         logprobs: list[list[float]] = []
         group_ids: list[int] = []
         rewards: list[float | None] = []
@@ -57,9 +73,9 @@ class Batch:
             for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
                 place = f"{group.group_id}, sibling {rollout.sibling}"
                 _check(rollout, reward.total, place)
-                prompt, completion = rollout.prompt_tokens, rollout.completion
-                rows.append(([*prompt, *completion.tokens], [False] * len(prompt) + [True] * len(completion.tokens)))
-                logprobs.append([0.0] * len(prompt) + list(completion.logprobs))
+                completion = rollout.completion
+                rows.append(rollout_row(rollout))
+                logprobs.append([0.0] * len(rollout.prompt_tokens) + list(completion.logprobs))
                 group_ids.append(number_of.setdefault(group.group_id, len(number_of)))
                 rewards.append(reward.total)
                 truncated.append(completion.finish_reason == "length")
@@ -215,16 +231,45 @@ class PairBatch:
 
     def microbatches(self, max_tokens: int) -> list[PairBatch]:
         """Splits so that rows * longest row <= max_tokens; a pair stays together, for its two rows share one loss."""
-        longest = self.rows.lengths.view(-1, 2).amax(dim=1)
-        parts: list[list[int]] = []
-        for place in torch.argsort(longest, stable=True).unbind():
-            pair = int(place)
-            if parts and 2 * (len(parts[-1]) + 1) * int(longest[pair]) <= max_tokens:
-                parts[-1].append(pair)
-            else:
-                parts.append([pair])
-        picked = [torch.tensor([row for pair in part for row in (2 * pair, 2 * pair + 1)]) for part in parts]
-        return [PairBatch(self.rows.select(rows), self.ref_sums[rows]) for rows in picked]
+        pairs = [(2 * pair, 2 * pair + 1) for pair in range(self.num_pairs)]
+        parts = row_parts(self.rows.lengths, max_tokens, together=pairs)
+        return [PairBatch(self.rows.select(part), self.ref_sums[part]) for part in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRows:
+    """Completions of which some are better than others: the rows of one id stand in order, best first.
+
+    A pair is a ranking of two. `margins` is how far a row's score should be ahead of the rows behind it.
+    """
+
+    rows: TokenRows
+    ranking_ids: Tensor  # [B] long
+    margins: Tensor  # [B] fp32
+
+    def __post_init__(self) -> None:
+        for name in ("ranking_ids", "margins"):
+            if getattr(self, name).shape != (self.rows.num_rows,):
+                raise ValueError(f"{name} must have one entry for each of the {self.rows.num_rows} rows")
+
+    def comparisons(self) -> tuple[Tensor, Tensor]:
+        """Row numbers of the better and of the worse completion of every pair [N], over all rankings."""
+        is_same = self.ranking_ids[:, None] == self.ranking_ids[None]
+        better, worse = is_same.triu(diagonal=1).nonzero(as_tuple=True)
+        return better, worse
+
+    def select(self, rows: Sequence[int]) -> RankedRows:
+        """The rows with these numbers."""
+        picked = torch.as_tensor(rows, dtype=torch.long)
+        return RankedRows(self.rows.select(picked), self.ranking_ids[picked], self.margins[picked])
+
+    def microbatches(self, max_tokens: int) -> list[list[int]]:
+        """Numbers of the rows of each part (see `row_parts`). A ranking stays together; a single row is left out."""
+        rankings: dict[int, list[int]] = {}
+        for row, number in enumerate(int(number) for number in self.ranking_ids.unbind()):
+            rankings.setdefault(number, []).append(row)
+        compared = [rows for rows in rankings.values() if len(rows) > 1]
+        return row_parts(self.rows.lengths, max_tokens, together=compared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,22 +307,34 @@ def demonstrations(
 
 
 def microbatches(batch: TrainBatch, max_tokens: int) -> list[TrainBatch]:
-    """Splits rows, sorted by length, so that rows * longest row <= max_tokens; each part is trimmed to its longest.
+    """The rows in parts of at most `max_tokens` (see `row_parts`), each trimmed to its longest row."""
+    device = batch.tokens.device
+    parts = row_parts(batch.lengths, max_tokens)
+    return [batch.select(torch.tensor(part, dtype=torch.long, device=device)).trimmed() for part in parts]
 
-    A row that is longer than `max_tokens` makes a part of its own. Lengths 5, 2, 3 and max_tokens 6 give [3, 2], [5].
+
+def row_parts(lengths: Tensor, max_tokens: int, *, together: Iterable[Sequence[int]] | None = None) -> list[list[int]]:
+    """Numbers of the rows, sorted by length, in parts of rows * longest row <= max_tokens.
+
+    `together` lists rows that share a loss and stay in one part; rows that it does not name are left out. What is too
+    large for `max_tokens` makes a part of its own.
+
+    >>> row_parts(torch.tensor([5, 2, 3]), 6), row_parts(torch.tensor([5, 2, 3]), 10, together=[(0, 2)])
+    ([[1, 2], [0]], [[0, 2]])
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-    lengths = [int(length) for length in batch.lengths.unbind()]
+    length_of = [int(length) for length in lengths.unbind()]
+    alone = ((row,) for row in range(len(length_of)))
+    units = [(max(length_of[row] for row in rows), rows) for rows in (alone if together is None else together)]
     parts: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        # ascending, so this row is the longest of the part it joins
-        if parts and (len(parts[-1]) + 1) * lengths[row] <= max_tokens:
-            parts[-1].append(row)
+    for longest, rows in sorted(units, key=lambda unit: unit[0]):
+        # ascending, so this unit's longest row is that of the part it joins
+        if parts and (len(parts[-1]) + len(rows)) * longest <= max_tokens:
+            parts[-1].extend(rows)
         else:
-            parts.append([row])
-    device = batch.tokens.device
-    return [batch.select(torch.tensor(part, dtype=torch.long, device=device)).trimmed() for part in parts]
+            parts.append(list(rows))
+    return parts
 
 
 def _check(rollout: Rollout, reward: float | None, place: str) -> None:

@@ -135,6 +135,19 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, slots=True)
+class RankedCompletions:
+    """A prompt with completions in order, best first."""
+
+    row_id: str
+    messages: tuple[Message, ...]
+    completions: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.completions) < 2:
+            raise ValueError(f"{self.row_id}: a ranking has at least two completions, not {len(self.completions)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Demonstration:
     """A prompt with a completion that is to be imitated."""
 

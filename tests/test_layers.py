@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "rewards": LEAVES | {"text", "sandbox"},
     "tasks": LEAVES | {"text", "rewards", "datasets"},
     # rows on disk and as tokens: what a data set holds is decided here, not in the loops
-    "datasets": LEAVES | {"text", "runs.atomic"},
+    "datasets": LEAVES | {"text", "batch", "runs.atomic"},
     "corpus": LEAVES | {"text", "tasks"},
     "models": LEAVES | CORE | CONTENT | {"runs.atomic"},
     "sampling": LEAVES | CORE | CONTENT,

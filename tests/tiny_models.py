@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
+from torch import Tensor
 from transformers import (
     DeepseekV3ForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -60,6 +62,19 @@ def deepseek(seed: int = 0) -> PreTrainedModel:
 
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {"llama": llama, "deepseek_v3": deepseek}
+SCALAR_CLASSES = {"llama": LlamaForSequenceClassification, "deepseek_v3": DeepseekV3ForSequenceClassification}
+
+
+def scalar_model(kind: str = "llama", head: float = 0.1) -> PreTrainedModel:
+    """A reward model or critic with a random head."""
+    trunk = MODELS[kind]()
+    trunk.config.num_labels = 1
+    model = SCALAR_CLASSES[kind](trunk.config).eval()
+    model.model.load_state_dict(trunk.model.state_dict())
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(3)
+        model.score.weight.copy_(head * torch.randn(model.score.weight.shape, generator=generator))
+    return model
 
 
 def ending_often(model: PreTrainedModel, num_end_tokens: int = 60) -> PreTrainedModel:
@@ -126,3 +141,19 @@ def tiny_critic(
     model.model.load_state_dict(trunk.model.state_dict())
     torch.nn.init.zeros_(model.score.weight)
     return LocalCritic(model, optimizer=optimizer, value_clip=value_clip)
+
+
+def copied(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_close_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    largest = max(float(gradient.abs().max()) for gradient in one.values())
+    assert largest > 1e-3
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-6 * max(largest, 1.0))

@@ -7,23 +7,27 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
+from melete.batch import MaskedRow, masked_row
 from melete.text.chat import prompt_tokens
-from melete.types import Demonstration, LabelledCompletion, LabelledSteps, Message, PreferencePair
-
-MaskedRow = tuple[list[int], list[bool]]  # tokens, and which of them are the completion's
+from melete.types import Demonstration, LabelledCompletion, LabelledSteps, Message, PreferencePair, RankedCompletions
 
 
 def completion_row(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], completion: str) -> MaskedRow:
     """Prompt and completion; the mask covers the completion and the end-of-turn token."""
-    prompt = prompt_tokens(tokenizer, messages)
-    written = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
-    return [*prompt, *written], [False] * len(prompt) + [True] * len(written)
+    written = [*tokenizer.encode(completion, add_special_tokens=False), cast(int, tokenizer.eos_token_id)]
+    return masked_row(prompt_tokens(tokenizer, messages), written)
+
+
+def ranked_rows(tokenizer: PreTrainedTokenizerBase, row: RankedCompletions | PreferencePair) -> list[MaskedRow]:
+    """The rows of a ranking, best first; a pair is a ranking of two."""
+    completions = row.completions if isinstance(row, RankedCompletions) else (row.chosen, row.rejected)
+    return [completion_row(tokenizer, row.messages, completion) for completion in completions]
 
 
 def pair_rows(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair) -> tuple[MaskedRow, MaskedRow]:
     """The chosen and the rejected row."""
-    chosen = completion_row(tokenizer, pair.messages, pair.chosen)
-    return chosen, completion_row(tokenizer, pair.messages, pair.rejected)
+    chosen, rejected = ranked_rows(tokenizer, pair)
+    return chosen, rejected
 
 
 def single_row(tokenizer: PreTrainedTokenizerBase, row: Demonstration | LabelledCompletion) -> MaskedRow:
@@ -42,5 +46,4 @@ def step_row(tokenizer: PreTrainedTokenizerBase, row: LabelledSteps) -> tuple[Ma
         tokens += written
         if written:
             ends.append((len(tokens) - 1, label))
-    tokens.append(cast(int, tokenizer.eos_token_id))
-    return (tokens, [False] * len(prompt) + [True] * (len(tokens) - len(prompt))), ends
+    return masked_row(prompt, [*tokens[len(prompt) :], cast(int, tokenizer.eos_token_id)]), ends

@@ -11,10 +11,17 @@ from typing import Any, TypeVar
 from melete.errors import DataError
 from melete.runs.atomic import write_atomically
 from melete.suggest import did_you_mean
-from melete.types import Demonstration, LabelledCompletion, LabelledSteps, Message, PreferencePair
+from melete.types import (
+    Demonstration,
+    LabelledCompletion,
+    LabelledSteps,
+    Message,
+    PreferencePair,
+    RankedCompletions,
+)
 
-Row = PreferencePair | Demonstration | LabelledCompletion | LabelledSteps
-_Kind = TypeVar("_Kind", PreferencePair, Demonstration, LabelledCompletion, LabelledSteps)
+Row = PreferencePair | RankedCompletions | Demonstration | LabelledCompletion | LabelledSteps
+_Kind = TypeVar("_Kind", PreferencePair, RankedCompletions, Demonstration, LabelledCompletion, LabelledSteps)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -104,6 +111,7 @@ _CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "chosen": _text,
     "rejected": _text,
     "completion": _text,
+    "completions": _each(_text),
     "label": _flag,
     "steps": _each(_text),
     "labels": _each(_flag),

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from melete.batch import Batch, TrainBatch
+from melete.batch import Batch, TrainBatch, row_parts
 from melete.functional.aggregate import aggregate, denominators
 from melete.functional.value import explained_variance, value_loss
 from melete.learning.optimizer import OptimizerSettings
-from melete.learning.scoring import row_parts, values_before
-from melete.learning.updater import Updater
+from melete.learning.scoring import stream_of, values_before
+from melete.learning.updater import OneModel, Updater
 
 
-class LocalCritic:
+class LocalCritic(OneModel):
     """Updates `model` in place, towards returns; no temperature ever touches a value.
 
     `value_clip` is how far a value may move from `old_values` before its gradient ends; None for no limit.
@@ -34,15 +34,9 @@ class LocalCritic:
         self.model, self.max_tokens, self.value_clip = model, max_tokens_per_microbatch, value_clip
         self.updater = Updater(model, optimizer)
 
-    @torch.no_grad()
     def values(self, batch: Batch | TrainBatch) -> Tensor:
         """The value [B, T] fp32 of the state before each token under `loss_mask`, without gradient; 0 elsewhere."""
-        self.model.eval()
-        out = torch.zeros(batch.tokens.shape)
-        for part in row_parts(batch.lengths, self.max_tokens):
-            found = self._values(batch, part)
-            out[part, : found.shape[1]] = found.float().cpu()
-        return out
+        return stream_of(batch, self.max_tokens, self.model, partial(values_before, self.model))
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
         """One optimizer step on the mean value loss of all tokens under `loss_mask`.
@@ -54,38 +48,26 @@ class LocalCritic:
             raise ValueError(f"the critic needs the streams {', '.join(missing)}; use an algorithm with values")
         mask, old, returns = batch.loss_mask, batch.streams["old_values"], batch.streams["returns"]
         totals = denominators(mask, "token_mean")
-        values = torch.zeros(batch.tokens.shape)
+        values, device = torch.zeros(batch.tokens.shape), self.model.device
 
         def losses() -> Iterator[Tensor]:
             for part in row_parts(batch.lengths, self.max_tokens):
-                found = self._values(batch, part)
-                width = found.shape[1]
+                width = int(batch.lengths[part].max())
+                tokens, where = batch.tokens[part, :width].to(device), mask[part, :width].to(device)
+                found = values_before(self.model, tokens, where)
                 values[part, :width] = found.detach().float().cpu()
                 near, target = old[part, :width].to(found), returns[part, :width].to(found)
                 per_token = value_loss(found, near, target, value_clip=self.value_clip)
-                yield aggregate(per_token, mask[part, :width].to(found.device), "token_mean", totals)
+                yield aggregate(per_token, where, "token_mean", totals)
 
         metrics = self.updater.step(losses())
-        metrics["value_loss"] = metrics["loss"]
+        metrics["value_loss"] = metrics.pop("loss")
         metrics["value_clip_fraction"] = self._clip_fraction(values[mask], old[mask])
         metrics["explained_variance"] = float(explained_variance(values, returns, mask))
         return {f"critic/{name}": value for name, value in metrics.items()}
-
-    def _values(self, batch: Batch | TrainBatch, part: list[int]) -> Tensor:
-        width, device = int(batch.lengths[part].max()), self.model.device
-        tokens, mask = batch.tokens[part, :width].to(device), batch.loss_mask[part, :width].to(device)
-        return values_before(self.model, tokens, mask)
 
     def _clip_fraction(self, values: Tensor, old: Tensor) -> float:
         """Share of tokens whose value has moved further from the old one than `value_clip` allows."""
         if self.value_clip is None or not len(values):
             return 0.0
         return float(((values - old).abs() > self.value_clip).float().mean())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer and place in the schedule; not copies."""
-        return self.updater.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a saved state, bit for bit."""
-        self.updater.load_state_dict(state)

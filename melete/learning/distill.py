@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from melete.batch import TokenRows
+from melete.batch import TokenRows, row_parts
 from melete.functional import distill
 from melete.functional.logprobs import logprobs_at
 from melete.learning.optimizer import OptimizerSettings
-from melete.learning.scoring import logits_at, row_parts
-from melete.learning.updater import Updater
+from melete.learning.scoring import logits_at
+from melete.learning.updater import OneModel, Updater
 
 Divergence = Literal["sequence", "forward_kl", "reverse_kl", "jsd"]
 
 
-class DistillLearner:
+class DistillLearner(OneModel):
     """Updates the student in place; teacher and student share a vocabulary.
 
     Divergence "sequence" copies the tokens themselves (maximum likelihood) and never asks the teacher about them.
@@ -37,11 +37,8 @@ class DistillLearner:
         max_tokens_per_microbatch: int = 8192,
         after_step: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
-        self.model, self.teacher, self.max_tokens = (
-            model,
-            teacher.requires_grad_(False).eval(),
-            max_tokens_per_microbatch,
-        )
+        self.model, self.max_tokens = model, max_tokens_per_microbatch
+        self.teacher = teacher.requires_grad_(False).eval()
         self.divergence, self.jsd_beta, self.temperature = divergence, jsd_beta, temperature
         self.updater = Updater(model, optimizer, after_step=after_step)
 
@@ -69,13 +66,3 @@ class DistillLearner:
         if self.divergence == "reverse_kl":
             return distill.reverse_kl(logits, teacher_logits, temperature=self.temperature)
         return distill.generalized_jsd(logits, teacher_logits, jsd_beta=self.jsd_beta, temperature=self.temperature)
-
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name; not copies."""
-        return self.model.state_dict()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.updater.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.updater.load_state_dict(state)

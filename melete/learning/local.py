@@ -16,10 +16,10 @@ from melete.batch import Batch, TrainBatch, microbatches
 from melete.functional.aggregate import aggregate
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import score, score_batch
-from melete.learning.updater import Updater
+from melete.learning.updater import OneModel, Updater
 
 
-class LocalLearner:
+class LocalLearner(OneModel):
     """Updates `model` in place; `after_step` is called after each optimizer step and may return metrics of its own."""
 
     def __init__(
@@ -66,7 +66,7 @@ class LocalLearner:
         return metrics | _averages(sums) | {"num_dropped_rows": float(batch.num_dropped_rows)}
 
     def _losses(self, batch: TrainBatch, algorithm: Algorithm, sums: defaultdict[str, float]) -> Iterator[Tensor]:
-        for part in microbatches(batch, self.max_tokens) if batch.num_rows else []:
+        for part in microbatches(batch, self.max_tokens):
             yield self._loss(part.to(self.model.device), algorithm, sums)
 
     def _loss(self, part: TrainBatch, algorithm: Algorithm, sums: defaultdict[str, float]) -> Tensor:
@@ -93,18 +93,14 @@ class LocalLearner:
             sums["ratio_max"] = max(sums["ratio_max"], largest)
         return aggregate(losses, part.loss_mask, algorithm.aggregation, part.totals)
 
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name; not copies."""
-        return self.model.state_dict()
-
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer, place in the schedule and reference; not copies."""
         reference = None if self.reference is None else self.reference.state_dict()
-        return self.updater.state_dict() | {"reference": reference}
+        return super().state_dict() | {"reference": reference}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to a saved state, bit for bit."""
-        self.updater.load_state_dict(state)
+        super().load_state_dict(state)
         self.reference = None
         if state["reference"] is not None:
             self.refresh_reference()

@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from melete.algorithms.preference import PreferenceAlgorithm, pair_metrics
-from melete.batch import LabelledBatch, PairBatch, TokenRows
+from melete.batch import LabelledBatch, PairBatch, TokenRows, row_parts
 from melete.functional.preference import kto_baseline
 from melete.learning.optimizer import OptimizerSettings
-from melete.learning.scoring import row_parts, score, score_batch
-from melete.learning.updater import Updater
+from melete.learning.scoring import score, score_batch
+from melete.learning.updater import OneModel, Updater
 
 
-class PreferenceLearner:
+class PreferenceLearner(OneModel):
     """Updates `model` in place; the reference is the model as it was at the start.
 
     `temperature` divides the logits of the policy and of the reference alike.
@@ -57,13 +57,18 @@ class PreferenceLearner:
         return metrics | {name: total / batch.num_pairs for name, total in sums.items()}
 
     def _pair_inputs(self, part: PairBatch) -> dict[str, Tensor]:
-        by_row = self._sums(part.rows).view(-1, 2)
-        ref = part.ref_sums.to(by_row).view(-1, 2)
-        lengths = part.rows.loss_mask.sum(dim=1).to(by_row).view(-1, 2)
-        names = ("logprobs", "lengths")
-        inputs = {f"{kind}_{name}": pair[:, i] for name, pair in zip(names, (by_row, lengths), strict=True)
-                  for i, kind in enumerate(("chosen", "rejected"))}  # fmt: skip
-        return inputs | {"ref_chosen_logprobs": ref[:, 0], "ref_rejected_logprobs": ref[:, 1]}
+        sums = self._sums(part.rows)
+        chosen, rejected = sums.view(-1, 2).unbind(dim=1)
+        ref_chosen, ref_rejected = part.ref_sums.to(sums).view(-1, 2).unbind(dim=1)
+        chosen_lengths, rejected_lengths = part.rows.loss_mask.sum(dim=1).to(sums).view(-1, 2).unbind(dim=1)
+        return {
+            "chosen_logprobs": chosen,
+            "rejected_logprobs": rejected,
+            "ref_chosen_logprobs": ref_chosen,
+            "ref_rejected_logprobs": ref_rejected,
+            "chosen_lengths": chosen_lengths,
+            "rejected_lengths": rejected_lengths,
+        }
 
     def update_labelled(self, batch: LabelledBatch, algorithm: PreferenceAlgorithm) -> dict[str, float]:
         """One optimizer step on the mean loss of single completions (KTO)."""
@@ -87,20 +92,14 @@ class PreferenceLearner:
         return metrics | logged | {"kl_baseline": float(baseline)}
 
     def _sums(self, rows: TokenRows) -> Tensor:
-        device = self.model.device
-        return score(self.model, rows.tokens.to(device), rows.loss_mask.to(device), self.temperature).logprobs.sum(
-            dim=1
-        )
-
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name; not copies."""
-        return self.model.state_dict()
+        moved = rows.to(self.model.device)
+        return score(self.model, moved.tokens, moved.loss_mask, self.temperature).logprobs.sum(dim=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer, place in the schedule and reference; not copies."""
-        return self.updater.state_dict() | {"reference": self.reference.state_dict()}
+        return super().state_dict() | {"reference": self.reference.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to a saved state, bit for bit."""
-        self.updater.load_state_dict(state)
+        super().load_state_dict(state)
         self.reference.load_state_dict(state["reference"])

@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from melete.batch import TokenRows
-from melete.functional.reward_model import (
-    bradley_terry,
-    calibration_error,
-    length_correlation,
-    pair_accuracy,
-    pointwise,
-)
+from melete.batch import RankedRows, TokenRows, row_parts
+from melete.functional.reward_model import bradley_terry, pair_accuracy, pointwise
 from melete.learning.optimizer import OptimizerSettings
-from melete.learning.scoring import row_parts, scores_at, scores_at_end
-from melete.learning.updater import Updater
+from melete.learning.scoring import end_scores, scores_at, scores_at_end, stream_of
+from melete.learning.updater import OneModel, Updater
 
 
-@dataclass(frozen=True, slots=True)
-class RankedRows:
-    """Completions of which some are better than others: the rows of one id stand in order, best first.
-
-    A pair is a ranking of two. `margins` is how far a row's score should be ahead of the rows behind it.
-    """
-
-    rows: TokenRows
-    ranking_ids: Tensor  # [B] long
-    margins: Tensor  # [B] fp32
-
-    def __post_init__(self) -> None:
-        for name in ("ranking_ids", "margins"):
-            if getattr(self, name).shape != (self.rows.num_rows,):
-                raise ValueError(f"{name} must have one entry for each of the {self.rows.num_rows} rows")
-
-    def comparisons(self) -> tuple[Tensor, Tensor]:
-        """Row numbers of the better and of the worse completion of every pair [N], over all rankings."""
-        is_same = self.ranking_ids[:, None] == self.ranking_ids[None]
-        better, worse = is_same.triu(diagonal=1).nonzero(as_tuple=True)
-        return better, worse
-
-    def select(self, rows: Sequence[int]) -> RankedRows:
-        """The rows with these numbers."""
-        picked = torch.as_tensor(rows, dtype=torch.long)
-        return RankedRows(self.rows.select(picked), self.ranking_ids[picked], self.margins[picked])
-
-    def microbatches(self, max_tokens: int) -> list[list[int]]:
-        """Numbers of the rows, in parts of rows * longest row <= max_tokens; the rows of a ranking stay together.
-
-        Rankings of a single row are left out. One that is too large for `max_tokens` makes a part of its own.
-        """
-        lengths = self.rows.lengths.tolist()
-        rankings: dict[int, list[int]] = {}
-        for row, number in enumerate(self.ranking_ids.tolist()):
-            rankings.setdefault(number, []).append(row)
-        compared = [rows for rows in rankings.values() if len(rows) > 1]
-        parts: list[list[int]] = []
-        for rows in sorted(compared, key=lambda rows: max(lengths[row] for row in rows)):
-            longest = max(lengths[row] for row in rows)  # ascending, so also that of the part it joins
-            if parts and (len(parts[-1]) + len(rows)) * longest <= max_tokens:
-                parts[-1] += rows
-            else:
-                parts.append(list(rows))
-        return parts
-
-
-class RewardModelLearner:
+class RewardModelLearner(OneModel):
     """Updates `model` in place; `center_coef` weighs the squared sum of a pair's scores, which keeps them near 0."""
 
     def __init__(
@@ -140,48 +86,17 @@ class RewardModelLearner:
 
         return self.updater.step(losses()) | _accuracy(scores[ends], labels[ends])
 
-    @torch.no_grad()
     def scores(self, rows: TokenRows) -> Tensor:
         """The score [B] fp32 of each row at its last token, without gradient."""
-        self.model.eval()
-        out = torch.zeros(rows.num_rows)
-        for part in row_parts(rows.lengths, self.max_tokens):
-            out[part] = self._scores(rows.select(part)).float().cpu()
-        return out
+        return end_scores(self.model, rows, self.max_tokens)
 
-    def evaluate_rankings(self, rows: TokenRows, ranking_ids: Tensor) -> dict[str, float]:
-        """How well the scores agree with rankings that were not learnt from; empty where there is no pair.
-
-        Calibration is that of sigmoid(score gap) as the probability that a row is the better one, each pair taken both
-        ways round. `length_correlation` is that of the score with the completion's length.
-        """
-        scores = self.scores(rows)
-        better, worse = RankedRows(rows, ranking_ids, torch.zeros(rows.num_rows)).comparisons()
-        if not len(better):
-            return {}
-        probabilities = (scores[better] - scores[worse]).sigmoid()
-        is_better = torch.ones_like(probabilities, dtype=torch.bool)
-        both = torch.cat([probabilities, 1 - probabilities]), torch.cat([is_better, ~is_better])
-        return _pair_metrics(scores[better], scores[worse]) | {
-            "calibration_error": float(calibration_error(*both)),
-            "length_correlation": float(length_correlation(scores, rows.loss_mask.sum(dim=1).float())),
-        }
+    def step_scores(self, rows: TokenRows) -> Tensor:
+        """The scores [B, T] fp32 of the tokens under `rows.loss_mask`, each having read up to itself; 0 elsewhere."""
+        return stream_of(rows, self.max_tokens, self.model, partial(scores_at, self.model))
 
     def _scores(self, rows: TokenRows) -> Tensor:
         device = self.model.device
         return scores_at_end(self.model, rows.tokens.to(device), rows.attention_mask.to(device))
-
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name; not copies."""
-        return self.model.state_dict()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer and place in the schedule; not copies."""
-        return self.updater.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a saved state, bit for bit."""
-        self.updater.load_state_dict(state)
 
 
 def _ranking_losses(batch: RankedRows, scores: Tensor, center_coef: float) -> Tensor:

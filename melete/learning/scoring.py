@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from melete.batch import Batch, TokenRows, TrainBatch
+from melete.batch import Batch, TokenRows, TrainBatch, row_parts
 from melete.functional.logprobs import entropy_at, logprobs_at
 
 
@@ -39,30 +40,28 @@ def score(
     return Scores(zeros.masked_scatter(where, per_token), zeros.masked_scatter(where, entropy))
 
 
-@torch.no_grad()
 def score_batch(
     model: PreTrainedModel, batch: Batch | TrainBatch | TokenRows, max_tokens: int, temperature: float
 ) -> Tensor:
     """Log-probs [B, T] fp32 of the tokens under `loss_mask`, 0 elsewhere; `max_tokens` go through the model at once."""
+    return stream_of(batch, max_tokens, model, lambda tokens, mask: score(model, tokens, mask, temperature).logprobs)
+
+
+@torch.no_grad()
+def stream_of(
+    batch: Batch | TrainBatch | TokenRows,
+    max_tokens: int,
+    model: PreTrainedModel,
+    compute: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """What `compute(tokens, loss_mask)` says of a part of the rows, put together: a stream [B, T] fp32 on the CPU."""
     model.eval()
     out = torch.zeros(batch.tokens.shape)
     for rows in row_parts(batch.lengths, max_tokens):
         longest = int(batch.lengths[rows].max())
-        tokens, mask = batch.tokens[rows, :longest], batch.loss_mask[rows, :longest]
-        scores = score(model, tokens.to(model.device), mask.to(model.device), temperature)
-        out[rows, :longest] = scores.logprobs.float().cpu()
+        tokens, mask = batch.tokens[rows, :longest].to(model.device), batch.loss_mask[rows, :longest].to(model.device)
+        out[rows, :longest] = compute(tokens, mask).float().cpu()
     return out
-
-
-def row_parts(lengths: Tensor, max_tokens: int) -> list[list[int]]:
-    """Numbers of the rows, sorted by length, in parts of rows * longest row <= max_tokens."""
-    parts: list[list[int]] = []
-    for row in torch.argsort(lengths, stable=True).tolist():
-        if parts and (len(parts[-1]) + 1) * int(lengths[row]) <= max_tokens:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-    return parts
 
 
 def logits_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor) -> Tensor:
@@ -95,6 +94,17 @@ def scores_at_end(model: PreTrainedModel, tokens: Tensor, attention_mask: Tensor
     """The score [B] of each right-padded row, at its last token; it does not depend on the rows beside it."""
     last = attention_mask & ~torch.nn.functional.pad(attention_mask[:, 1:], (0, 1))
     return scores_at(model, tokens, last).sum(dim=1)
+
+
+@torch.no_grad()
+def end_scores(model: PreTrainedModel, rows: TokenRows, max_tokens: int) -> Tensor:
+    """The score [B] fp32 of each row at its last token, on the CPU; `max_tokens` go through the model at once."""
+    model.eval()
+    out = torch.zeros(rows.num_rows)
+    for part in row_parts(rows.lengths, max_tokens):
+        picked = rows.select(part).to(model.device)
+        out[part] = scores_at_end(model, picked.tokens, picked.attention_mask).float().cpu()
+    return out
 
 
 def values_before(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> Tensor:

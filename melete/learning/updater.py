@@ -76,3 +76,21 @@ class Updater:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.num_updates = state["num_updates"]
+
+
+class OneModel:
+    """What every learner of one model shares: its weights, and all that a checkpoint needs of it."""
+
+    updater: Updater
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name; not copies."""
+        return self.updater.model.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimizer and place in the schedule; not copies."""
+        return self.updater.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a saved state, bit for bit."""
+        self.updater.load_state_dict(state)

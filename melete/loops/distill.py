@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from melete.batch import TokenRows
+from melete.batch import TokenRows, rollout_row
 from melete.learning.protocol import Student
+from melete.loops.passes import OnStep
 from melete.loops.rl_rollouts import SampleSettings, sample_rollouts
 from melete.sampling.protocol import Sampler
 from melete.text.chat import pad_token
 from melete.types import Problem, Rollout
 
-OnStep = Callable[[int, Mapping[str, float], Mapping[str, float]], None]
 Accept = Callable[[Rollout], bool]
 
 
@@ -50,7 +50,7 @@ def train(
         clock = time.perf_counter()
         rollouts = written(problems(step), settings, writers, tokenizer, step)
         sampled = time.perf_counter()
-        rows = TokenRows.pack([_row(rollout) for rollout in rollouts], pad_token(tokenizer))
+        rows = TokenRows.pack([rollout_row(rollout) for rollout in rollouts], pad_token(tokenizer))
         metrics = learner.update(rows) if rollouts else {}
         writers.student.load_weights(learner.weights(), version=step + 1)
         metrics |= {"num_rows": float(len(rollouts))}
@@ -71,15 +71,7 @@ def written(
     rollouts: list[Rollout] = []
     for sampler, mine in ((writers.student, True), (writers.teacher, False)):
         picked = [problem for problem, student in zip(problems, is_students, strict=True) if student == mine]
-        found = (
-            [r for group in sample_rollouts(sampler, tokenizer, picked, settings, step) for r in group]
-            if picked
-            else []
-        )
+        groups = sample_rollouts(sampler, tokenizer, picked, settings, step) if picked else []
+        found = [rollout for group in groups for rollout in group]
         rollouts += [r for r in found if mine or writers.accept is None or writers.accept(r)]
     return rollouts
-
-
-def _row(rollout: Rollout) -> tuple[list[int], list[bool]]:
-    prompt, completion = rollout.prompt_tokens, rollout.completion.tokens
-    return [*prompt, *completion], [False] * len(prompt) + [True] * len(completion)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +10,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from melete.algorithms.preference import PreferenceAlgorithm
-from melete.batch import LabelledBatch, PairBatch, TokenRows
-from melete.datasets.encode import MaskedRow, pair_rows
+from melete.batch import LabelledBatch, MaskedRow, PairBatch, TokenRows, masked_row, rollout_row
+from melete.datasets.encode import pair_rows
 from melete.learning.protocol import PairLearner
+from melete.loops.passes import OnStep, batch_numbers
 from melete.loops.rl_rollouts import SampleSettings, sample_rollouts
 from melete.rewards.grade import grade_groups
 from melete.rewards.rules import BatchReward, RewardFunction
 from melete.sampling.protocol import Sampler
 from melete.text.chat import pad_token
 from melete.types import PreferencePair, Problem, RolloutGroup
-
-OnStep = Callable[[int, Mapping[str, float], Mapping[str, float]], None]
 
 
 class PairData:
@@ -62,21 +60,7 @@ def _spliced(row: MaskedRow, other: MaskedRow) -> MaskedRow:
     """The prompt of `row` with the completion of `other`."""
     prompt = [token for token, learnt in zip(*row, strict=True) if not learnt]
     completion = [token for token, learnt in zip(*other, strict=True) if learnt]
-    return [*prompt, *completion], [False] * len(prompt) + [True] * len(completion)
-
-
-def epoch_order(num_rows: int, seed: str, epoch: int) -> list[int]:
-    """The order of an epoch's rows, a function of seed and epoch alone, so that a run can be continued anywhere."""
-    order = list(range(num_rows))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order
-
-
-def batch_numbers(step: int, num_rows: int, rows_per_step: int, seed: str) -> list[int]:
-    """The rows of step `step` of passes that each see every row once; the last batch of a pass may be smaller."""
-    steps_per_epoch = -(-num_rows // rows_per_step)
-    epoch, within = divmod(step, steps_per_epoch)
-    return epoch_order(num_rows, seed, epoch)[within * rows_per_step : (within + 1) * rows_per_step]
+    return masked_row(prompt, completion)
 
 
 def train_offline(
@@ -147,11 +131,7 @@ def best_against_worst(group: RolloutGroup) -> list[tuple[MaskedRow, MaskedRow]]
     if len({total for total, _ in graded}) < 2:
         return []
     best, worst = max(graded, key=lambda found: found[0])[1], min(graded, key=lambda found: found[0])[1]
-    rows: list[MaskedRow] = []
-    for number in (best, worst):
-        prompt, written = group.rollouts[number].prompt_tokens, group.rollouts[number].completion.tokens
-        rows.append(([*prompt, *written], [False] * len(prompt) + [True] * len(written)))
-    return [(rows[0], rows[1])]
+    return [(rollout_row(group.rollouts[best]), rollout_row(group.rollouts[worst]))]
 
 
 def _update(

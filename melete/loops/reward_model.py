@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from melete.batch import TokenRows
-from melete.datasets.encode import pair_rows, single_row, step_row
+from melete.batch import RankedRows, TokenRows
+from melete.datasets.encode import ranked_rows, single_row, step_row
 from melete.functional.reward_model import calibration_error, length_correlation, pair_accuracy
 from melete.learning.protocol import RewardLearner
-from melete.loops.preference import OnStep, batch_numbers
+from melete.loops.passes import OnStep, batch_numbers
 from melete.text.chat import pad_token
-from melete.types import LabelledCompletion, LabelledSteps, PreferencePair
+from melete.types import LabelledCompletion, LabelledSteps, PreferencePair, RankedCompletions
 
-_Row = TypeVar("_Row", PreferencePair, LabelledCompletion, LabelledSteps)
+Ranking = PreferencePair | RankedCompletions
+_Row = TypeVar("_Row", PreferencePair, RankedCompletions, LabelledCompletion, LabelledSteps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Splits(Generic[_Row]):
     held_out: Sequence[_Row]
 
 
-def split_by_prompt(rows: Sequence[_Row], held_out_share: float) -> Splits[_Row]:
+def split_by_text(rows: Sequence[_Row], held_out_share: float) -> Splits[_Row]:
     """Which side a row is on is decided by a hash of all its text, so rows that repeat never lie on both."""
 
     def is_held_out(row: _Row) -> bool:
@@ -41,11 +42,14 @@ def split_by_prompt(rows: Sequence[_Row], held_out_share: float) -> Splits[_Row]
     return Splits([row for row in rows if not is_held_out(row)], [row for row in rows if is_held_out(row)])
 
 
-def _text(row: PreferencePair | LabelledCompletion | LabelledSteps) -> str:
-    prompt = "\n".join(message.content for message in row.messages)
+def _text(row: Ranking | LabelledCompletion | LabelledSteps) -> str:
     if isinstance(row, PreferencePair):
-        return "\0".join([prompt, *sorted((row.chosen, row.rejected))])
-    return "\0".join([prompt, row.completion if isinstance(row, LabelledCompletion) else "".join(row.steps)])
+        written = [row.chosen, row.rejected]
+    elif isinstance(row, RankedCompletions):
+        written = list(row.completions)
+    else:
+        written = [row.completion if isinstance(row, LabelledCompletion) else "".join(row.steps)]
+    return "\0".join(["\n".join(message.content for message in row.messages), *sorted(written)])
 
 
 def train(
@@ -68,23 +72,23 @@ def train(
 
 
 def _update(
-    rows: Sequence[PreferencePair | LabelledCompletion | LabelledSteps],
+    rows: Sequence[Ranking | LabelledCompletion | LabelledSteps],
     tokenizer: PreTrainedTokenizerBase,
     learner: RewardLearner,
 ) -> dict[str, float]:
-    pad = pad_token(tokenizer)
-    if isinstance(rows[0], PreferencePair):
-        return learner.update_rankings(*packed_pairs(rows, tokenizer))  # type: ignore[arg-type]
     if isinstance(rows[0], LabelledCompletion):
-        packed = TokenRows.pack([single_row(tokenizer, row) for row in rows], pad)  # type: ignore[arg-type]
+        packed = TokenRows.pack([single_row(tokenizer, row) for row in rows], pad_token(tokenizer))  # type: ignore[arg-type]
         return learner.update_pointwise(packed, torch.tensor([row.label for row in rows]))  # type: ignore[union-attr]
-    return learner.update_steps(*packed_steps(rows, tokenizer))  # type: ignore[arg-type]
+    if isinstance(rows[0], LabelledSteps):
+        return learner.update_steps(*packed_steps(rows, tokenizer))  # type: ignore[arg-type]
+    return learner.update_rankings(*packed_rankings(rows, tokenizer))  # type: ignore[arg-type]
 
 
-def packed_pairs(rows: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase) -> tuple[TokenRows, Tensor]:
-    """Rows 2i and 2i + 1 are pair i, chosen first; and which pair each row belongs to [2P]."""
-    encoded = [row for pair in rows for row in pair_rows(tokenizer, pair)]
-    return TokenRows.pack(encoded, pad_token(tokenizer)), torch.arange(len(encoded)) // 2
+def packed_rankings(rows: Sequence[Ranking], tokenizer: PreTrainedTokenizerBase) -> tuple[TokenRows, Tensor]:
+    """The rows of each ranking together, best first; and which ranking each row belongs to [B]."""
+    encoded = [ranked_rows(tokenizer, row) for row in rows]
+    numbers = [number for number, ranked in enumerate(encoded) for _ in ranked]
+    return TokenRows.pack([row for ranked in encoded for row in ranked], pad_token(tokenizer)), torch.tensor(numbers)
 
 
 def packed_steps(rows: Sequence[LabelledSteps], tokenizer: PreTrainedTokenizerBase) -> tuple[TokenRows, Tensor]:
@@ -102,21 +106,25 @@ def packed_steps(rows: Sequence[LabelledSteps], tokenizer: PreTrainedTokenizerBa
     return packed, labels
 
 
-def evaluate_pairs(
-    rows: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, score: Callable[[TokenRows], Tensor]
-) -> Mapping[str, float]:
-    """Pair accuracy, calibration, and how far the score follows the length of a completion."""
-    packed, _ = packed_pairs(rows, tokenizer)
+def evaluate_rankings(
+    rows: Sequence[Ranking], tokenizer: PreTrainedTokenizerBase, score: Callable[[TokenRows], Tensor]
+) -> dict[str, float]:
+    """Pair accuracy over all rankings, calibration, and how far the score follows the length of a completion.
+
+    Calibration is that of sigmoid(score gap) as the probability that a completion is the better one, each pair taken
+    both ways round.
+    """
+    packed, ranking_ids = packed_rankings(rows, tokenizer)
     scores = score(packed).double()
-    chosen, rejected = scores.view(-1, 2).unbind(dim=1)
-    # of either order, so that the outcome is not always the same
-    turned = torch.arange(len(chosen)) % 2 == 1
-    probability = torch.where(turned, rejected - chosen, chosen - rejected).sigmoid()
+    better, worse = RankedRows(packed, ranking_ids, torch.zeros(packed.num_rows)).comparisons()
+    gaps = scores[better] - scores[worse]
+    is_better = torch.ones_like(gaps, dtype=torch.bool)
+    both_ways = torch.cat([gaps, -gaps]).sigmoid(), torch.cat([is_better, ~is_better])
     return {
-        "pair_accuracy": float(pair_accuracy(chosen, rejected)),
-        "calibration_error": float(calibration_error(probability, ~turned)),
+        "pair_accuracy": float(pair_accuracy(scores[better], scores[worse])),
+        "calibration_error": float(calibration_error(*both_ways)),
         "length_correlation": float(length_correlation(scores, packed.loss_mask.sum(dim=1).double())),
-        "margin": float((chosen - rejected).mean()),
+        "margin": float(gaps.mean()),
         "score_mean": float(scores.mean()),
         "num_rows": float(len(rows)),
     }
@@ -124,13 +132,32 @@ def evaluate_pairs(
 
 def evaluate_labels(
     rows: Sequence[LabelledCompletion], tokenizer: PreTrainedTokenizerBase, score: Callable[[TokenRows], Tensor]
-) -> Mapping[str, float]:
+) -> dict[str, float]:
     """Accuracy of the label, calibration, and correlation with length."""
     packed = TokenRows.pack([single_row(tokenizer, row) for row in rows], pad_token(tokenizer))
     scores, labels = score(packed).double(), torch.tensor([row.label for row in rows])
+    lengths = packed.loss_mask.sum(dim=1).double()
+    return _agreement(scores, labels, lengths) | {"num_rows": float(len(rows))}
+
+
+def evaluate_steps(
+    rows: Sequence[LabelledSteps], tokenizer: PreTrainedTokenizerBase, step_scores: Callable[[TokenRows], Tensor]
+) -> dict[str, float]:
+    """The same of single steps; `step_scores` [B, T] gives those at the last token of each step.
+
+    Length is the number of tokens up to the end of the step.
+    """
+    packed, labels = packed_steps(rows, tokenizer)
+    ends = packed.loss_mask
+    positions = torch.arange(ends.shape[1]).expand_as(ends)[ends]
+    found = _agreement(step_scores(packed)[ends].double(), labels[ends], positions.double())
+    return found | {"num_steps": float(ends.sum()), "num_rows": float(len(rows))}
+
+
+def _agreement(scores: Tensor, labels: Tensor, lengths: Tensor) -> dict[str, float]:
     return {
         "label_accuracy": float(((scores > 0) == labels).double().mean()),
+        "share_good": float(labels.double().mean()),
         "calibration_error": float(calibration_error(scores.sigmoid(), labels)),
-        "length_correlation": float(length_correlation(scores, packed.loss_mask.sum(dim=1).double())),
-        "num_rows": float(len(rows)),
+        "length_correlation": float(length_correlation(scores, lengths)),
     }

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from melete.algorithms import Algorithm
-from melete.batch import demonstrations
-from melete.datasets.encode import MaskedRow
+from melete.batch import MaskedRow, demonstrations
 from melete.learning.protocol import Learner
-from melete.loops.preference import batch_numbers
-
-OnStep = Callable[[int, Mapping[str, float], Mapping[str, float]], None]
+from melete.loops.passes import OnStep, batch_numbers
 
 
 def train(

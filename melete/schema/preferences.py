@@ -59,9 +59,9 @@ class RewardModelStage(TrainingStage):
     kind: Literal["reward_model"]
     """The kind of stage."""
     data: DataName
-    """An earlier stage that makes data, or a .jsonl file of pairs, labelled completions or step labels."""
-    loss: Literal["pairs", "pointwise", "steps"] = "pairs"
-    """Bradley-Terry on pairs, binary on single responses, or binary on each step of a thought."""
+    """An earlier stage that makes data, or a .jsonl file of pairs, rankings, labelled completions or step labels."""
+    loss: Literal["pairs", "rankings", "pointwise", "steps"] = "pairs"
+    """Bradley-Terry on pairs or on longer rankings, binary on single responses, or on each step of a thought."""
     num_epochs: Count = 1
     """Passes over the data; more than one or two overfits."""
     rows_per_step: Count = 32

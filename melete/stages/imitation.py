@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from melete.algorithms import resolve
@@ -52,10 +51,6 @@ def run_sft(stage: SFTStage, context: StageContext) -> dict[str, Any]:
     )
     start = training.resume()
 
-    def on_step(step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
-        sampler.load_weights(learner.weights(), version=step + 1)
-        training.step_done(step, metrics, timings)
-
     for begin, end in training.segments(start):
         sft.train(
             start=begin,
@@ -66,7 +61,7 @@ def run_sft(stage: SFTStage, context: StageContext) -> dict[str, Any]:
             learner=learner,
             algorithm=resolve("sft"),
             seed=f"{context.seed}/{stage.name}",
-            on_step=on_step,
+            on_step=training.pushing(sampler, learner),
         )
     save_model(model, tokenizer, context.run.models / stage.name)
     return training.entry()

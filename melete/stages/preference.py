@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from melete.algorithms.preference import PreferenceAlgorithm, resolve_preference
@@ -11,6 +10,7 @@ from melete.datasets.files import read_rows, write_rows
 from melete.learning.preference import PreferenceLearner
 from melete.loops import preference
 from melete.loops.pairs import sampled_pairs
+from melete.loops.passes import OnStep
 from melete.loops.rl_rollouts import SampleSettings, sample_rollouts
 from melete.models.load import save_model
 from melete.models.moe import RouterBalancer
@@ -95,10 +95,7 @@ def run_preference(stage: PreferenceStage, context: StageContext) -> dict[str, A
     )
     start = training.resume()
 
-    def on_step(step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
-        sampler.load_weights(learner.weights(), version=step + 1)
-        training.step_done(step, metrics, timings)
-
+    on_step = training.pushing(sampler, learner)
     for begin, end in training.segments(start):
         sampler.load_weights(learner.weights(), version=begin)
         if data is not None:
@@ -128,7 +125,7 @@ def _online(
     sampler: NativeSampler,
     learner: PreferenceLearner,
     algorithm: PreferenceAlgorithm,
-    on_step: preference.OnStep,
+    on_step: OnStep,
 ) -> None:
     opened = opens_thought(tokenizer)
     if stage.reward_model:

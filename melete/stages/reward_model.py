@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from melete.batch import TokenRows
 from melete.datasets.files import read_rows
 from melete.errors import DataError
 from melete.learning.reward_model import RewardModelLearner
@@ -19,12 +17,13 @@ from melete.schema import RewardModelStage
 from melete.stages.context import StageContext
 from melete.stages.rl import optimizer_settings
 from melete.stages.training import Training
-from melete.types import LabelledCompletion, LabelledSteps, PreferencePair
+from melete.types import LabelledCompletion, LabelledSteps, PreferencePair, RankedCompletions
 
-KINDS: Mapping[str, Any] = {"pairs": PreferencePair, "pointwise": LabelledCompletion, "steps": LabelledSteps}
-EVALUATIONS: Mapping[str, Callable[..., Mapping[str, float]]] = {
-    "pairs": reward_model.evaluate_pairs,
-    "pointwise": reward_model.evaluate_labels,
+KINDS: Mapping[str, Any] = {
+    "pairs": PreferencePair,
+    "rankings": RankedCompletions,
+    "pointwise": LabelledCompletion,
+    "steps": LabelledSteps,
 }
 
 
@@ -33,7 +32,7 @@ def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str
     tokenizer, _ = context.load(stage.model)
     model = new_scalar_model(context.model_path(stage.model), seed=context.seed, init_scale=1.0)
     path = context.data_path(stage.data)
-    splits = reward_model.split_by_prompt(read_rows(path, KINDS[stage.loss]), stage.held_out_share)
+    splits = reward_model.split_by_text(read_rows(path, KINDS[stage.loss]), stage.held_out_share)
     if not splits.train or not (splits.held_out or stage.held_out_share == 0):
         what = f"{len(splits.train)} rows to learn from and {len(splits.held_out)} to measure with are too few"
         raise DataError(what, place=str(path), remedy="give more rows")
@@ -57,15 +56,16 @@ def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str
             on_step=training.step_done,
         )
     save_model(model, scalar_tokenizer(model, tokenizer), context.run.models / stage.name)
-    return training.entry(held_out=_measured(stage, splits.held_out, tokenizer, learner.scores))
+    return training.entry(held_out=_measured(stage, splits.held_out, tokenizer, learner))
 
 
 def _measured(
-    stage: RewardModelStage,
-    rows: Sequence[Any],
-    tokenizer: PreTrainedTokenizerBase,
-    score: Callable[[TokenRows], Tensor],
+    stage: RewardModelStage, rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase, learner: RewardModelLearner
 ) -> dict[str, float]:
-    if not rows or stage.loss not in EVALUATIONS:
+    if not rows:
         return {}
-    return dict(EVALUATIONS[stage.loss](rows, tokenizer, score))
+    if stage.loss == "steps":
+        return reward_model.evaluate_steps(rows, tokenizer, learner.step_scores)
+    if stage.loss == "pointwise":
+        return reward_model.evaluate_labels(rows, tokenizer, learner.scores)
+    return reward_model.evaluate_rankings(rows, tokenizer, learner.scores)

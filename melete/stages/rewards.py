@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from melete.batch import Batch, TokenRows
-from melete.learning.scoring import row_parts, scores_at, scores_at_end
+from melete.learning.scoring import end_scores, scores_at, stream_of
 from melete.loops.rl import Annotator
 from melete.models.heads import load_scalar_model
 from melete.rewards.rules import BatchReward
@@ -41,14 +42,9 @@ def score_reward(name: str, span: Span, context: StageContext, tokenizer: PreTra
         written = rollout.completion.tokens
         return [*rollout.prompt_tokens, *(written if span == "whole" else tokens_after_thought(tokenizer, written))]
 
-    @torch.no_grad()
     def scores(rollouts: Sequence[Rollout]) -> list[float]:
         rows = TokenRows.pack([(row, [True] * len(row)) for row in map(tokens, rollouts)], pad)
-        found = torch.zeros(rows.num_rows)
-        for part in row_parts(rows.lengths, TOKENS_AT_ONCE):
-            picked = rows.select(part)
-            found[part] = scores_at_end(model, picked.tokens, picked.attention_mask)
-        return found.tolist()
+        return end_scores(model, rows, TOKENS_AT_ONCE).tolist()
 
     return BatchReward(scores)
 
@@ -71,12 +67,9 @@ def step_annotators(
     def judged(batch: Batch, groups: Sequence[RolloutGroup]) -> Tensor:
         if model is None:
             return _spread(batch, groups, lambda rollout: _task_steps(task, tokenizer, rollout))
-        with torch.no_grad():
-            where = ends(batch, groups).bool()
-            found = torch.zeros(batch.tokens.shape)
-            for part in row_parts(batch.lengths, TOKENS_AT_ONCE):
-                found[part] = scores_at(model, batch.tokens[part], where[part]).sigmoid()
-        return found
+        marked = TokenRows(batch.tokens, batch.attention_mask, ends(batch, groups).bool())
+        scores = stream_of(marked, TOKENS_AT_ONCE, model, partial(scores_at, model))
+        return torch.where(marked.loss_mask, scores.sigmoid(), 0.0)
 
     return {"step_ends": ends, "step_rewards": judged}
 

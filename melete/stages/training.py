@@ -9,7 +9,10 @@ from typing import Any, Protocol
 from melete.evaluation.evaluate import EvaluationResult
 from melete.evaluation.held_out import HeldOut
 from melete.evaluation.transcripts import choose_transcripts
+from melete.learning.updater import OneModel
+from melete.loops.passes import OnStep
 from melete.runs.checkpoints import latest_checkpoint, save_checkpoint
+from melete.sampling.protocol import Sampler
 from melete.schema import EvaluationSettings, TrainingStage
 from melete.stages.context import Interrupted, StageContext
 
@@ -113,6 +116,15 @@ class Training:
             self._save(done)
         if stop:
             raise Interrupted
+
+    def pushing(self, sampler: Sampler, learner: OneModel) -> OnStep:
+        """`step_done` that hands the sampler the new weights first, for evaluations between the steps."""
+
+        def on_step(step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+            sampler.load_weights(learner.weights(), version=step + 1)
+            self.step_done(step, metrics, timings)
+
+        return on_step
 
     def _save(self, done: int) -> None:
         seconds = self.seconds_before + time.perf_counter() - self.started

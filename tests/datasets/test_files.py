@@ -12,17 +12,19 @@ from hypothesis import strategies as st
 
 from melete.datasets.files import read_rows, write_rows
 from melete.errors import DataError
-from melete.types import Demonstration, LabelledCompletion, LabelledSteps, Message, PreferencePair
+from melete.types import Demonstration, LabelledCompletion, LabelledSteps, Message, PreferencePair, RankedCompletions
 
 TURNS = (Message("system", "be brief"), Message("user", "¿Cuánto es 1+2?\n"))
 ROWS: dict[type, list[Any]] = {
     PreferencePair: [PreferencePair("a", TURNS, "3", "4"), PreferencePair("b", TURNS[1:], "", "<answer>3</answer>")],
+    RankedCompletions: [RankedCompletions("a", TURNS, ("3", "4", "5")), RankedCompletions("b", TURNS, ("", "3"))],
     Demonstration: [Demonstration("a", TURNS, '"3"\n'), Demonstration("b", TURNS, "3 ☺")],
     LabelledCompletion: [LabelledCompletion("a", TURNS, "3", True), LabelledCompletion("b", TURNS, "4", False)],
     LabelledSteps: [LabelledSteps("a", TURNS, ("1+2=3\n", "3"), (True, False)), LabelledSteps("b", TURNS, (), ())],
 }
 GOOD: dict[type, dict[str, Any]] = {
     PreferencePair: {"pair_id": "a", "prompt": "?", "chosen": "x", "rejected": "y"},
+    RankedCompletions: {"row_id": "a", "prompt": "?", "completions": ["x", "y"]},
     Demonstration: {"row_id": "a", "prompt": "?", "completion": "x"},
     LabelledCompletion: {"row_id": "a", "prompt": "?", "completion": "x", "label": True},
     LabelledSteps: {"row_id": "a", "prompt": "?", "steps": ["x"], "labels": [True]},
@@ -95,6 +97,7 @@ def test_a_line_that_is_no_object_is_named(line: str, tmp_path: Path) -> None:
     [
         (PreferencePair, "chosen", "choosen"),
         (PreferencePair, "rejected", "reject"),
+        (RankedCompletions, "completions", "completion"),
         (Demonstration, "completion", "completions"),
         (LabelledCompletion, "label", "labels"),
         (LabelledSteps, "steps", "step"),
@@ -116,6 +119,8 @@ def test_a_missing_column_is_named_with_the_nearest(kind: type, column: str, giv
     [
         (PreferencePair, "chosen", 3, "must be text, not 3"),
         (PreferencePair, "rejected", None, "must be text, not None"),
+        (RankedCompletions, "completions", "x", "must be a list, not 'x'"),
+        (RankedCompletions, "completions", [1, 2], "must be text"),
         (Demonstration, "completion", ["x"], "must be text"),
         (LabelledCompletion, "label", "yes", "must be true or false, not 'yes'"),
         (LabelledCompletion, "label", None, "must be true or false"),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import MODELS, llama, sampled_batch, tokenizer
+from tiny_models import MODELS, assert_close_gradients, copied, equal, llama, sampled_batch, scalar_model, tokenizer
 from torch import Tensor
-from transformers import DeepseekV3ForSequenceClassification, LlamaForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from melete.algorithms import resolve
 from melete.batch import Annotations, Batch, TrainBatch
@@ -22,19 +22,7 @@ from melete.learning.optimizer import OptimizerSettings
 from melete.models.heads import new_scalar_model
 from melete.models.load import save_model
 
-CLASSES = {"llama": LlamaForSequenceClassification, "deepseek_v3": DeepseekV3ForSequenceClassification}
 UNCLIPPED = OptimizerSettings(lr=1e-3, max_grad_norm=1e9)
-
-
-def value_model(kind: str = "llama", head: float = 0.1) -> PreTrainedModel:
-    trunk = MODELS[kind]()
-    trunk.config.num_labels = 1
-    model = CLASSES[kind](trunk.config).eval()
-    model.model.load_state_dict(trunk.model.state_dict())
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(3)
-        model.score.weight.copy_(head * torch.randn(model.score.weight.shape, generator=generator))
-    return model
 
 
 def critic_of(model: PreTrainedModel, **settings: object) -> LocalCritic:
@@ -79,27 +67,11 @@ def watch_gradient(critic: LocalCritic) -> dict[str, Tensor]:
     return seen
 
 
-def assert_close_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    largest = max(float(gradient.abs().max()) for gradient in one.values())
-    assert largest > 1e-3
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-6 * max(largest, 1.0))
-
-
-def copied(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("max_tokens", [1, 50, 10_000])
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_value_is_that_of_the_state_before_the_token(kind: str, max_tokens: int) -> None:
     """I4, I34: the head's number as it is, at any batch size, and 0 outside the mask."""
-    model = value_model(kind)
+    model = scalar_model(kind)
     batch = sampled_batch(llama(), temperature=0.7)
     model.train()  # dropout is switched off by itself
     values = critic_of(model, max_tokens_per_microbatch=max_tokens).values(batch)
@@ -112,15 +84,15 @@ def test_a_value_is_that_of_the_state_before_the_token(kind: str, max_tokens: in
 @pytest.mark.parametrize("kind", MODELS)
 def test_loss_and_gradient_do_not_depend_on_the_split(kind: str, value_clip: float | None) -> None:
     """I1, I9, I30: against the mean over all tokens, written out over rows on their own."""
-    batch = batch_for(critic_of(value_model(kind)))
+    batch = batch_for(critic_of(scalar_model(kind)))
     assert len(set(batch.lengths.tolist())) > 3
     old, returns, mask = batch.streams["old_values"], batch.streams["returns"], batch.loss_mask
-    twin = value_model(kind)
+    twin = scalar_model(kind)
     values = values_by_rows(twin, batch)
     expected = value_loss(values, old, returns, value_clip=value_clip)[mask].mean()
     expected.backward()
     for max_tokens in (1, 50, 10_000):
-        critic = critic_of(value_model(kind), max_tokens_per_microbatch=max_tokens, value_clip=value_clip)
+        critic = critic_of(scalar_model(kind), max_tokens_per_microbatch=max_tokens, value_clip=value_clip)
         seen = watch_gradient(critic)
         metrics = critic.update(batch)
         assert metrics["critic/value_loss"] == pytest.approx(float(expected.detach()), abs=1e-5)
@@ -135,7 +107,7 @@ def test_loss_and_gradient_do_not_depend_on_the_split(kind: str, value_clip: flo
 
 def test_the_order_of_the_rows_changes_nothing() -> None:
     """I4."""
-    one, other = critic_of(value_model()), critic_of(value_model())
+    one, other = critic_of(scalar_model()), critic_of(scalar_model())
     batch = batch_for(one)
     seen, turned = watch_gradient(one), watch_gradient(other)
     metrics = one.update(batch)
@@ -144,7 +116,7 @@ def test_the_order_of_the_rows_changes_nothing() -> None:
 
 
 def test_values_come_to_foretell_fixed_returns() -> None:
-    critic = critic_of(value_model(), optimizer=OptimizerSettings(lr=3e-3, num_steps=30), value_clip=None)
+    critic = critic_of(scalar_model(), optimizer=OptimizerSettings(lr=3e-3, num_steps=30), value_clip=None)
     batch = batch_for(critic)
     goal = torch.where(batch.loss_mask, batch.tokens % 2 - 0.5, 0.0)  # of the token itself, which a row shows once
     batch = with_streams(batch, returns=goal)
@@ -156,7 +128,7 @@ def test_values_come_to_foretell_fixed_returns() -> None:
 
 def test_a_rate_of_zero_keeps_every_parameter() -> None:
     """I39."""
-    critic = critic_of(value_model(), optimizer=OptimizerSettings(lr=0.0, weight_decay=0.1))
+    critic = critic_of(scalar_model(), optimizer=OptimizerSettings(lr=0.0, weight_decay=0.1))
     before, batch = copied(critic.model), batch_for(critic)
     assert len({critic.update(batch)["critic/value_loss"] for _ in range(2)}) == 1
     assert equal(copied(critic.model), before)
@@ -164,7 +136,7 @@ def test_a_rate_of_zero_keeps_every_parameter() -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_critic_started_from_a_reward_model_has_its_trunk_and_head(kind: str, tmp_path: Path) -> None:
-    reward_model = value_model(kind)
+    reward_model = scalar_model(kind)
     save_model(reward_model, tokenizer(), tmp_path / "model")
     critic = critic_of(new_scalar_model(tmp_path / "model", seed=7))
     assert equal(copied(critic.model), copied(reward_model))
@@ -183,7 +155,7 @@ def test_a_critic_started_from_a_language_model_foretells_nothing_at_first(kind:
 
 def test_what_stands_outside_the_mask_is_not_read() -> None:
     """I6."""
-    one, other = critic_of(value_model()), critic_of(value_model())
+    one, other = critic_of(scalar_model()), critic_of(scalar_model())
     batch = batch_for(one)
     nan = torch.tensor(float("nan"))
     outside = {name: torch.where(batch.loss_mask, batch.streams[name], nan) for name in ("old_values", "returns")}
@@ -192,13 +164,13 @@ def test_what_stands_outside_the_mask_is_not_read() -> None:
 
 
 def test_the_policys_loss_and_metrics_keep_their_names() -> None:
-    critic = critic_of(value_model())
+    critic = critic_of(scalar_model())
     assert all(name.startswith("critic/") for name in critic.update(batch_for(critic)))
 
 
 def test_a_batch_whose_tokens_are_all_masked_changes_no_weight() -> None:
     """I5."""
-    critic = critic_of(value_model())
+    critic = critic_of(scalar_model())
     batch = batch_for(critic)
     before = copied(critic.model)
     metrics = critic.update(replace(batch, loss_mask=torch.zeros_like(batch.loss_mask)))
@@ -207,14 +179,14 @@ def test_a_batch_whose_tokens_are_all_masked_changes_no_weight() -> None:
 
 
 def test_streams_that_are_missing_are_named() -> None:
-    critic = critic_of(value_model())
+    critic = critic_of(scalar_model())
     batch = batch_for(critic)
     with pytest.raises(ValueError, match="old_values, returns"):
         critic.update(replace(batch, streams={}))
 
 
 def test_a_step_that_is_not_finite_is_refused() -> None:
-    critic = critic_of(value_model())
+    critic = critic_of(scalar_model())
     batch = batch_for(critic)
     critic.update(batch)
     before = copied(critic.model)
@@ -225,14 +197,14 @@ def test_a_step_that_is_not_finite_is_refused() -> None:
 
 def test_a_saved_state_is_continued_bit_for_bit() -> None:
     """I37."""
-    critic = critic_of(value_model())
+    critic = critic_of(scalar_model())
     batch = batch_for(critic)
     critic.update(batch)
     saved = io.BytesIO()
     torch.save(critic.state_dict(), saved)
     expected = critic.update(batch)
     saved.seek(0)
-    other = critic_of(value_model())
+    other = critic_of(scalar_model())
     other.load_state_dict(torch.load(saved, weights_only=True))
     assert other.update(batch) == expected
     assert equal(copied(other.model), copied(critic.model))

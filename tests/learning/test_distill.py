@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 import torch
-from tiny_models import MODELS, llama, tokenizer
+from tiny_models import MODELS, assert_close_gradients, copied, equal, llama, tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -49,21 +49,6 @@ def gradient_of(learner: DistillLearner, rows: TokenRows = ROWS) -> tuple[dict[s
     learner.updater.optimizer.register_step_pre_hook(keep)
     metrics = learner.update(rows)
     return seen, metrics
-
-
-def copied(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def assert_close_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    largest = max(float(gradient.abs().max()) for gradient in one.values())
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-6 * max(largest, 1.0))
 
 
 def predictions(model: PreTrainedModel, rows: TokenRows) -> Tensor:

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import MODELS, deepseek, ending_often, llama, requests, sampled_batch, tokenizer
+from tiny_models import (
+    MODELS,
+    assert_close_gradients,
+    copied,
+    deepseek,
+    ending_often,
+    equal,
+    llama,
+    requests,
+    sampled_batch,
+    tokenizer,
+)
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -60,21 +71,6 @@ def gradient_of(update: TrainBatch, algorithm: Algorithm, make: Callable[[], Pre
     seen = watch_gradient(learner)
     metrics = learner.update(update, algorithm)
     return seen, metrics
-
-
-def copied(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def assert_close_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    largest = max(float(gradient.abs().max()) for gradient in one.values())
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-6 * max(largest, 1.0))
 
 
 @pytest.mark.parametrize("mode", MODES)

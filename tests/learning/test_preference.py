@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from tiny_models import MODELS, llama, tokenizer
+from tiny_models import MODELS, assert_close_gradients, copied, equal, llama, tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -64,21 +64,6 @@ def gradient_of(
     learner.updater.optimizer.register_step_pre_hook(keep)
     metrics = updated(learner, algorithm)
     return seen, metrics
-
-
-def copied(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def assert_close_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    largest = max(float(gradient.abs().max()) for gradient in one.values())
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-6 * max(largest, 1.0))
 
 
 def row_sums(model: PreTrainedModel, rows) -> Tensor:

@@ -8,31 +8,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import MODELS, tokenizer
+from tiny_models import MODELS, assert_close_gradients, copied, equal, scalar_model, tokenizer
 from torch import Tensor
-from transformers import DeepseekV3ForSequenceClassification, LlamaForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from melete.batch import TokenRows
+from melete.batch import RankedRows, TokenRows
 from melete.errors import TrainingError
 from melete.functional.reward_model import bradley_terry, pointwise, ranking
 from melete.learning.optimizer import OptimizerSettings
-from melete.learning.reward_model import RankedRows, RewardModelLearner
+from melete.learning.reward_model import RewardModelLearner
 from melete.learning.scoring import scores_at, scores_at_end
 
-CLASSES = {"llama": LlamaForSequenceClassification, "deepseek_v3": DeepseekV3ForSequenceClassification}
 UNCLIPPED = OptimizerSettings(lr=1e-3, max_grad_norm=1e9)
 RANKINGS = torch.tensor([5, 5, 2, 2, 2, 9, 7, 7])  # two, three, a single row, two
-
-
-def scorer(kind: str = "llama", head: float = 0.1) -> PreTrainedModel:
-    trunk = MODELS[kind]()
-    trunk.config.num_labels = 1
-    model = CLASSES[kind](trunk.config).eval()
-    model.model.load_state_dict(trunk.model.state_dict())
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(3)
-        model.score.weight.copy_(head * torch.randn(model.score.weight.shape, generator=generator))
-    return model
 
 
 def learner_of(model: PreTrainedModel, **settings: object) -> RewardModelLearner:
@@ -96,14 +84,6 @@ LOSSES: dict[str, tuple[Callable[[RewardModelLearner], dict[str, float]], Callab
 }
 
 
-def assert_close_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    largest = max(float(gradient.abs().max()) for gradient in one.values())
-    assert largest > 1e-3
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-6 * max(largest, 1.0))
-
-
 def gradient_of(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -115,24 +95,16 @@ def watch_gradient(learner: RewardModelLearner) -> dict[str, Tensor]:
     return seen
 
 
-def copied(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_and_gradient_do_not_depend_on_the_split(name: str, kind: str) -> None:
     """I1, I9: against the loss written out over the whole batch."""
     update, by_hand = LOSSES[name]
-    twin = scorer(kind)
+    twin = scalar_model(kind)
     expected = by_hand(twin)
     expected.backward()
     for max_tokens in (1, 30, 10_000):
-        learner = learner_of(scorer(kind), max_tokens_per_microbatch=max_tokens, center_coef=0.02)
+        learner = learner_of(scalar_model(kind), max_tokens_per_microbatch=max_tokens, center_coef=0.02)
         seen = watch_gradient(learner)
         metrics = update(learner)
         assert metrics["loss"] == pytest.approx(float(expected.detach()), abs=1e-5)
@@ -142,7 +114,7 @@ def test_loss_and_gradient_do_not_depend_on_the_split(name: str, kind: str) -> N
 def test_the_order_of_the_rankings_changes_nothing() -> None:
     """I4."""
     order = [6, 7, 5, 2, 0, 3, 1, 4]  # rows of one ranking keep their order, but need no longer be neighbours
-    one, other = learner_of(scorer()), learner_of(scorer())
+    one, other = learner_of(scalar_model()), learner_of(scalar_model())
     seen, shuffled = watch_gradient(one), watch_gradient(other)
     metrics = one.update_rankings(ROWS, RANKINGS, MARGINS)
     changed = other.update_rankings(ROWS.select(order), RANKINGS[order], MARGINS[order])
@@ -151,19 +123,19 @@ def test_the_order_of_the_rankings_changes_nothing() -> None:
 
 
 def test_a_plain_ranking_has_the_loss_of_instruct_gpt() -> None:
-    scores = scores_at_end(scorer(), ROWS.tokens, ROWS.attention_mask).detach()
+    scores = scores_at_end(scalar_model(), ROWS.tokens, ROWS.attention_mask).detach()
     grid, mask = torch.zeros(3, 3), torch.zeros(3, 3, dtype=torch.bool)
     for row, rows in enumerate(([0, 1], [2, 3, 4], [6, 7])):
         grid[row, : len(rows)], mask[row, : len(rows)] = scores[rows], True
-    loss = learner_of(scorer()).update_rankings(ROWS, RANKINGS)["loss"]
+    loss = learner_of(scalar_model()).update_rankings(ROWS, RANKINGS)["loss"]
     assert loss == pytest.approx(float(ranking(grid, mask).mean()), abs=1e-5)
 
 
 def test_pairs_have_the_loss_of_bradley_and_terry() -> None:
     pairs, margins = torch.arange(8) // 2, torch.tensor([0.5, 0.0, 1.0, 0.0, 0.0, 0.0, 2.0, 0.0])
-    scores = scores_at_end(scorer(), ROWS.tokens, ROWS.attention_mask).detach()
+    scores = scores_at_end(scalar_model(), ROWS.tokens, ROWS.attention_mask).detach()
     expected = bradley_terry(scores[::2], scores[1::2], margins=margins[::2], center_coef=0.3).mean()
-    metrics = learner_of(scorer(), center_coef=0.3).update_rankings(ROWS, pairs, margins)
+    metrics = learner_of(scalar_model(), center_coef=0.3).update_rankings(ROWS, pairs, margins)
     assert metrics["loss"] == pytest.approx(float(expected), abs=1e-5)
     assert metrics["chosen_score"] == pytest.approx(float(scores[::2].mean()), abs=1e-5)
     assert metrics["rejected_score"] == pytest.approx(float(scores[1::2].mean()), abs=1e-5)
@@ -185,17 +157,15 @@ def test_a_micro_batch_holds_whole_rankings_within_its_budget(max_tokens: int) -
 
 def test_scores_of_zero_are_scores() -> None:
     """I36: a head of zeros says 0 everywhere, which is a coin toss and not a missing value."""
-    metrics = learner_of(scorer(head=0.0)).update_rankings(ROWS, RANKINGS)
+    metrics = learner_of(scalar_model(head=0.0)).update_rankings(ROWS, RANKINGS)
     assert metrics["loss"] == pytest.approx(math.log(2))
     assert (metrics["pair_accuracy"], metrics["margin"], metrics["chosen_score"]) == (0.5, 0.0, 0.0)
     assert metrics["grad_norm"] > 0
-    measured = learner_of(scorer(head=0.0)).evaluate_rankings(ROWS, RANKINGS)
-    assert (measured["calibration_error"], measured["length_correlation"]) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_is_shown_again_and_again_is_learnt(name: str) -> None:
-    learner = learner_of(scorer(), optimizer=OptimizerSettings(lr=3e-3, num_steps=30))
+    learner = learner_of(scalar_model(), optimizer=OptimizerSettings(lr=3e-3, num_steps=30))
     update, _ = LOSSES[name]
     logged = [update(learner) for _ in range(30)]
     share = "pair_accuracy" if name == "rankings" else "label_accuracy"
@@ -206,7 +176,7 @@ def test_what_is_shown_again_and_again_is_learnt(name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_rate_of_zero_keeps_every_parameter(name: str) -> None:
     """I39."""
-    learner = learner_of(scorer(), optimizer=OptimizerSettings(lr=0.0, weight_decay=0.1))
+    learner = learner_of(scalar_model(), optimizer=OptimizerSettings(lr=0.0, weight_decay=0.1))
     before = copied(learner.model)
     assert len({LOSSES[name][0](learner)["loss"] for _ in range(2)}) == 1
     assert equal(copied(learner.model), before)
@@ -214,10 +184,9 @@ def test_a_rate_of_zero_keeps_every_parameter(name: str) -> None:
 
 def test_nothing_to_compare_changes_no_weight() -> None:
     """I5: rankings of one row each, and rows without a step."""
-    learner = learner_of(scorer())
+    learner = learner_of(scalar_model())
     before = copied(learner.model)
     assert learner.update_rankings(ROWS, torch.arange(8))["loss"] == 0.0
-    assert learner.evaluate_rankings(ROWS, torch.arange(8)) == {}
     rows, labels = step_rows()
     nothing = TokenRows(rows.tokens, rows.attention_mask, torch.zeros_like(rows.loss_mask))
     assert learner.update_steps(nothing, labels)["loss"] == 0.0
@@ -227,7 +196,7 @@ def test_nothing_to_compare_changes_no_weight() -> None:
 def test_a_label_where_no_step_ends_counts_for_nothing() -> None:
     """I6."""
     rows, labels = step_rows()
-    one, other = learner_of(scorer()), learner_of(scorer())
+    one, other = learner_of(scalar_model()), learner_of(scalar_model())
     first = one.update_steps(rows, labels)
     assert first == other.update_steps(rows, torch.where(rows.loss_mask, labels, ~labels))
     assert equal(copied(one.model), copied(other.model))
@@ -236,7 +205,7 @@ def test_a_label_where_no_step_ends_counts_for_nothing() -> None:
 @pytest.mark.parametrize("max_tokens", [1, 30, 10_000])
 def test_scores_come_back_in_the_order_of_the_rows(max_tokens: int) -> None:
     """I36: each is that of its row alone, and carries no gradient."""
-    model = scorer()
+    model = scalar_model()
     model.train()  # dropout is switched off by itself
     scores = learner_of(model, max_tokens_per_microbatch=max_tokens).scores(ROWS)
     assert not scores.requires_grad and scores.dtype == torch.float32 and not model.training
@@ -245,40 +214,8 @@ def test_scores_come_back_in_the_order_of_the_rows(max_tokens: int) -> None:
         torch.testing.assert_close(scores[[row]], alone.detach(), rtol=1e-5, atol=1e-5)
 
 
-def scoring(scores: list[float], monkeypatch: pytest.MonkeyPatch) -> RewardModelLearner:
-    """A learner that gives the rows these scores."""
-    learner = learner_of(scorer())
-    monkeypatch.setattr(learner, "scores", lambda _rows: torch.tensor(scores))
-    return learner
-
-
-def test_rankings_are_measured_over_all_pairs_both_ways_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gaps log 3, log 3, log 3 and -log 3 give a probability of 3/4 that is right 3 times out of 4: calibrated."""
-    gap = math.log(3)
-    learner = scoring([gap, 0.0, gap, 0.0, gap, 0.0, 0.0, gap], monkeypatch)
-    measured = learner.evaluate_rankings(packed(4, 3, 4, 3, 4, 3, 4, 3), torch.arange(8) // 2)
-    assert measured["pair_accuracy"] == 0.75
-    assert measured["calibration_error"] == pytest.approx(0.0, abs=1e-6)
-    assert measured["margin"] == pytest.approx(gap / 2)
-    assert measured["length_correlation"] == pytest.approx(0.5)
-
-
-def test_a_score_that_pays_for_length_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = scoring([1.0, 2.0, 3.0, 4.0], monkeypatch)
-    measured = learner.evaluate_rankings(packed(3, 4, 5, 6), torch.arange(4) // 2)
-    assert measured["length_correlation"] == pytest.approx(1.0)
-    assert (measured["pair_accuracy"], measured["margin"]) == (0.0, -1.0)
-
-
-def test_a_score_that_is_always_sure_and_right_half_the_time_is_badly_calibrated(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    learner = scoring([50.0, 0.0, 0.0, 50.0], monkeypatch)
-    assert learner.evaluate_rankings(packed(3, 4, 5, 6), torch.arange(4) // 2)["calibration_error"] == 0.5
-
-
 def test_a_step_that_is_not_finite_is_refused() -> None:
-    learner = learner_of(scorer())
+    learner = learner_of(scalar_model())
     learner.update_rankings(ROWS, RANKINGS)
     before = copied(learner.model)
     with pytest.raises(TrainingError, match="not a finite number"):
@@ -288,20 +225,20 @@ def test_a_step_that_is_not_finite_is_refused() -> None:
 
 def test_a_saved_state_is_continued_bit_for_bit() -> None:
     """I37."""
-    learner = learner_of(scorer())
+    learner = learner_of(scalar_model())
     learner.update_rankings(ROWS, RANKINGS)
     saved = io.BytesIO()
     torch.save(learner.state_dict(), saved)
     expected = learner.update_rankings(ROWS, RANKINGS)
     saved.seek(0)
-    other = learner_of(scorer())
+    other = learner_of(scalar_model())
     other.load_state_dict(torch.load(saved, weights_only=True))
     assert other.update_rankings(ROWS, RANKINGS) == expected
     assert equal(copied(other.model), copied(learner.model))
 
 
 def test_labels_of_another_shape_are_refused() -> None:
-    learner = learner_of(scorer())
+    learner = learner_of(scalar_model())
     with pytest.raises(ValueError, match="ranking_ids must have one entry for each of the 8 rows"):
         learner.update_rankings(ROWS, RANKINGS[:4])
     with pytest.raises(ValueError, match="margins"):

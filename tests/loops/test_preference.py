@@ -15,7 +15,8 @@ from tiny_rewards import even_tokens
 from melete.algorithms.preference import resolve_preference
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.preference import PreferenceLearner
-from melete.loops.preference import Judge, PairData, batch_numbers, epoch_order, train_offline, train_online
+from melete.loops.passes import batch_numbers, epoch_order
+from melete.loops.preference import Judge, PairData, train_offline, train_online
 from melete.loops.rl_rollouts import SampleSettings
 from melete.rewards.rules import BatchReward
 from melete.sampling.native import NativeSampler

@@ -17,13 +17,14 @@ from melete.learning.optimizer import OptimizerSettings
 from melete.learning.reward_model import RewardModelLearner
 from melete.loops.reward_model import (
     evaluate_labels,
-    evaluate_pairs,
-    packed_pairs,
+    evaluate_rankings,
+    evaluate_steps,
+    packed_rankings,
     packed_steps,
-    split_by_prompt,
+    split_by_text,
     train,
 )
-from melete.types import LabelledCompletion, LabelledSteps, Message, PreferencePair
+from melete.types import LabelledCompletion, LabelledSteps, Message, PreferencePair, RankedCompletions
 
 FILLERS = ("one", "what is it", "and", "12", "is what", "one and one", "it", "what")
 
@@ -45,6 +46,10 @@ STEPS = [
                   (n % 2 == 1, n % 2 == 0))
     for n in range(48)
 ]  # fmt: skip
+
+RANKINGS = [
+    RankedCompletions(f"r/{n}", asked(n), (texts(n)[0], f"{FILLERS[n % 8]} one", texts(n)[1])) for n in range(48)
+]
 
 
 def learner_of() -> RewardModelLearner:
@@ -72,7 +77,13 @@ def trained(rows: list[Any], num_steps: int = 24, start: int = 0, learner: Rewar
 
 
 @pytest.mark.parametrize(
-    ("rows", "share"), [(PAIRS, "pair_accuracy"), (LABELLED, "label_accuracy"), (STEPS, "label_accuracy")]
+    ("rows", "share"),
+    [
+        (PAIRS, "pair_accuracy"),
+        (RANKINGS, "pair_accuracy"),
+        (LABELLED, "label_accuracy"),
+        (STEPS, "label_accuracy"),
+    ],
 )
 def test_what_is_liked_is_learnt(rows: list[Any], share: str) -> None:
     _, logged = trained(rows)
@@ -82,17 +93,17 @@ def test_what_is_liked_is_learnt(rows: list[Any], share: str) -> None:
 
 
 def test_what_is_learnt_holds_for_rows_that_were_not_learnt_from() -> None:
-    splits = split_by_prompt(PAIRS, 0.3)
+    splits = split_by_text(PAIRS, 0.3)
     learner, _ = trained(list(splits.train))
-    measured = evaluate_pairs(splits.held_out, tokenizer(), learner.scores)
+    measured = evaluate_rankings(splits.held_out, tokenizer(), learner.scores)
     assert measured["num_rows"] == len(splits.held_out) > 5
     assert measured["pair_accuracy"] > 0.8 and measured["margin"] > 0.5
-    untrained = evaluate_pairs(splits.held_out, tokenizer(), learner_of().scores)
+    untrained = evaluate_rankings(splits.held_out, tokenizer(), learner_of().scores)
     assert (untrained["pair_accuracy"], untrained["margin"]) == (0.5, 0.0)
 
 
 def test_labels_that_were_not_learnt_from_are_told_apart() -> None:
-    splits = split_by_prompt(LABELLED, 0.3)
+    splits = split_by_text(LABELLED, 0.3)
     learner, _ = trained(list(splits.train))
     measured = evaluate_labels(splits.held_out, tokenizer(), learner.scores)
     assert measured["num_rows"] == len(splits.held_out) > 5
@@ -111,7 +122,7 @@ def test_a_run_in_two_parts_is_the_run_in_one() -> None:
 def test_rows_that_repeat_lie_on_one_side(rows: list[Any]) -> None:
     """Whatever their ids and their order."""
     repeated = [*rows, *reversed(rows)]
-    splits = split_by_prompt(repeated, 0.3)
+    splits = split_by_text(repeated, 0.3)
     assert not {row for row in splits.train} & {row for row in splits.held_out}
     assert len(splits.train) + len(splits.held_out) == len(repeated)
     assert 0 < len(splits.held_out) < len(splits.train)
@@ -119,23 +130,23 @@ def test_rows_that_repeat_lie_on_one_side(rows: list[Any]) -> None:
 
 def test_a_pair_that_is_turned_round_lies_on_the_side_of_the_pair() -> None:
     turned = [PreferencePair(f"t/{n}", pair.messages, pair.rejected, pair.chosen) for n, pair in enumerate(PAIRS)]
-    sides, other = ({p.messages for p in split_by_prompt(rows, 0.3).held_out} for rows in (PAIRS, turned))
+    sides, other = ({p.messages for p in split_by_text(rows, 0.3).held_out} for rows in (PAIRS, turned))
     assert sides == other
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=30)
 def test_a_larger_share_holds_out_the_same_rows_and_more(one: float, other: float) -> None:
-    small, large = (set(split_by_prompt(PAIRS, share).held_out) for share in sorted((one, other)))
+    small, large = (set(split_by_text(PAIRS, share).held_out) for share in sorted((one, other)))
     assert small <= large
 
 
 def test_nothing_and_everything_may_be_held_out() -> None:
-    assert split_by_prompt(PAIRS, 0.0).held_out == [] and split_by_prompt(PAIRS, 1.0).train == []
+    assert split_by_text(PAIRS, 0.0).held_out == [] and split_by_text(PAIRS, 1.0).train == []
 
 
 def test_the_rows_of_a_pair_stand_together_chosen_first() -> None:
-    packed, ranking_ids = packed_pairs(PAIRS[:3], tokenizer())
+    packed, ranking_ids = packed_rankings(PAIRS[:3], tokenizer())
     assert ranking_ids.tolist() == [0, 0, 1, 1, 2, 2]
     for row, text in enumerate(text for n in range(3) for text in texts(n)):
         learnt = packed.tokens[row][packed.loss_mask[row]].tolist()
@@ -156,13 +167,48 @@ def test_pairs_are_measured_by_their_scores() -> None:
     """Gaps log 3, log 3, log 3 and -log 3: three of four are right, and a certainty of 3/4 is well calibrated."""
     gap = math.log(3)
     scores = torch.tensor([gap, 0.0, gap, 0.0, gap, 0.0, 0.0, gap])
-    measured = evaluate_pairs(PAIRS[:4], tokenizer(), lambda _rows: scores)
+    measured = evaluate_rankings(PAIRS[:4], tokenizer(), lambda _rows: scores)
     assert measured["pair_accuracy"] == 0.75
     assert measured["margin"] == pytest.approx(gap / 2) and measured["score_mean"] == pytest.approx(gap / 2)
 
 
+def test_a_ranking_is_measured_over_all_its_pairs() -> None:
+    """Of scores 2, 0, 1, best first, the last pair is wrong; the one gap of the other ranking is right."""
+    rows = [
+        RankedCompletions("r/0", asked(0), ("one", "one two", "one two three")),
+        RankedCompletions("r/1", asked(1), ("two", "one")),
+    ]
+    scores = torch.tensor([2.0, 0.0, 1.0, 3.0, -1.0])
+    measured = evaluate_rankings(rows, tokenizer(), lambda _rows: scores)
+    assert measured["pair_accuracy"] == 0.75 and measured["num_rows"] == 2
+    assert measured["margin"] == pytest.approx((2 + 1 - 1 + 4) / 4)
+
+
+def test_a_score_that_is_always_sure_and_right_half_the_time_is_badly_calibrated() -> None:
+    scores = torch.tensor([50.0, 0.0, 0.0, 50.0])
+    assert evaluate_rankings(PAIRS[:2], tokenizer(), lambda _rows: scores)["calibration_error"] == 0.5
+
+
+def test_gaps_that_are_right_as_often_as_they_say_are_calibrated() -> None:
+    """Three gaps of log 3 and one of -log 3: a probability of 3/4 that is right 3 times out of 4."""
+    gap = math.log(3)
+    scores = torch.tensor([gap, 0.0, gap, 0.0, gap, 0.0, 0.0, gap])
+    measured = evaluate_rankings(PAIRS[:4], tokenizer(), lambda _rows: scores)
+    assert measured["calibration_error"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_steps_that_were_not_learnt_from_are_told_apart() -> None:
+    splits = split_by_text(STEPS, 0.3)
+    learner, _ = trained(list(splits.train))
+    measured = evaluate_steps(splits.held_out, tokenizer(), learner.step_scores)
+    assert measured["num_rows"] == len(splits.held_out) > 5 and measured["num_steps"] == 2 * len(splits.held_out)
+    assert measured["label_accuracy"] > 0.8 and measured["share_good"] == 0.5
+    untrained = evaluate_steps(splits.held_out, tokenizer(), learner_of().step_scores)
+    assert untrained["label_accuracy"] == 0.5  # a score of 0 calls every step wrong
+
+
 def test_a_score_that_pays_for_length_is_seen() -> None:
-    measured = evaluate_pairs(PAIRS, tokenizer(), lambda rows: rows.loss_mask.sum(dim=1).float())
+    measured = evaluate_rankings(PAIRS, tokenizer(), lambda rows: rows.loss_mask.sum(dim=1).float())
     assert measured["length_correlation"] == pytest.approx(1.0)
 
 

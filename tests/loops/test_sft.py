@@ -6,10 +6,11 @@ import pytest
 from tiny_models import llama, tokenizer
 
 from melete.algorithms import resolve
-from melete.datasets.encode import MaskedRow, single_row
+from melete.batch import MaskedRow
+from melete.datasets.encode import single_row
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
-from melete.loops.preference import batch_numbers
+from melete.loops.passes import batch_numbers
 from melete.loops.sft import train
 from melete.text.chat import pad_token
 from melete.types import Demonstration, Message
