@@ -165,12 +165,7 @@ def _stage_problems(stage: Stage, earlier: Sequence[Stage], later: list[str]) ->
     if isinstance(getattr(stage, "task", None), TaskSettings):
         yield from _task_problems(stage)
     if isinstance(stage, CompareStage):
-        for number, algorithm in enumerate(stage.algorithms):
-            given = stage.settings_of.get(algorithm, {})
-            for key, why in _algorithm_problems(stage, algorithm, given):
-                yield (f"algorithms[{number}]" if key == "algorithm" else key), f"{algorithm}: {why}"
-        for name in stage.settings_of.keys() - set(stage.algorithms):
-            yield f"settings_of.{name}", f"is none of the algorithms; {did_you_mean(name, stage.algorithms)}"
+        yield from _comparison_problems(stage)
     elif isinstance(stage, RLStage):
         yield from _algorithm_problems(stage, stage.algorithm, stage.algorithm_settings)
     if isinstance(stage, RLStage):
@@ -237,6 +232,20 @@ def _task_problems(stage: Any) -> Iterator[Problem]:
             make_task(stage.task.name, stage.task.own_settings())
         except ValueError as error:
             yield "task", _told(error)
+
+
+def _comparison_problems(stage: CompareStage) -> Iterator[Problem]:
+    for number, algorithm in enumerate(stage.algorithms):
+        given, training = stage.settings_for(algorithm)
+        try:
+            CompareStage.model_validate(stage.model_dump() | training)
+        except ValidationError as error:
+            for found in error.errors():
+                yield f"settings_of.{algorithm}.{found['loc'][0]}", found["msg"]
+        for key, why in _algorithm_problems(stage, algorithm, given):
+            yield (f"algorithms[{number}]" if key == "algorithm" else key), f"{algorithm}: {why}"
+    for name in stage.settings_of.keys() - set(stage.algorithms):
+        yield f"settings_of.{name}", f"is none of the algorithms; {did_you_mean(name, stage.algorithms)}"
 
 
 def _reward_problems(stage: RLStage) -> Iterator[Problem]:

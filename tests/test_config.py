@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from melete import schema
 from melete.config import RLStage, bundled_recipes, load_recipe, parse_recipe, parse_value
 from melete.errors import RecipeError
+from melete.stages.compare import single_recipe
 from melete.suggest import nearest
 
 
@@ -222,3 +224,31 @@ def test_a_synonym_points_at_a_setting_that_exists():
 
     assert set(SYNONYMS.values()) <= known
     assert nearest("beta", ["kl_coef", "lr"]) == "kl_coef"
+
+
+def compared(**settings: Any) -> dict[str, Any]:
+    stage = {"name": "compare", "kind": "compare", "task": {"name": "arithmetic_chain"}, "algorithms": ["grpo", "rloo"]}
+    return {"name": "r", "stage": [stage | settings]}
+
+
+def test_an_algorithm_of_a_comparison_may_have_settings_of_its_own() -> None:
+    stage = parse_recipe(compared(settings_of={"rloo": {"kl_coef": 0.0, "lr": 1e-3, "num_minibatches": 2}})).stages[0]
+    assert stage.settings_for("rloo") == ({"kl_coef": 0.0}, {"lr": 1e-3, "num_minibatches": 2})
+    assert stage.settings_for("grpo") == ({}, {})
+    single = single_recipe(stage, "rloo", 7).stages[0]
+    assert (single.lr, single.num_minibatches, single.algorithm_settings) == (1e-3, 2, {"kl_coef": 0.0})
+    assert single_recipe(stage, "grpo", 7).stages[0].num_minibatches == 1
+
+
+@pytest.mark.parametrize(
+    ("settings_of", "message"),
+    [
+        ({"rlo": {"lr": 1e-3}}, "compare.settings_of.rlo: is none of the algorithms; did you mean rloo?"),
+        ({"rloo": {"num_minibatches": 0}}, "compare.settings_of.rloo.num_minibatches: "),
+        ({"rloo": {"lr": "fast"}}, "compare.settings_of.rloo.lr: "),
+        ({"rloo": {"clip_lo": 0.1}}, "compare.algorithm_settings.clip_lo: rloo: unknown setting"),
+    ],
+)
+def test_settings_of_a_comparison_that_cannot_be_used_are_refused(settings_of: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        parse_recipe(compared(settings_of=settings_of))

@@ -14,6 +14,7 @@ import jinja2
 from melete.evaluation.transcripts import RULE
 from melete.report import story
 from melete.report.charts import Chart, draw, number
+from melete.report.comparison import comparisons
 from melete.report.curves import STORY_CURVES, majority_chart, stage_charts
 from melete.report.files import Row, RunFiles, read_run
 from melete.report.transcripts import one_group, segments
@@ -52,6 +53,7 @@ def report_content(files: RunFiles) -> dict[str, Any]:
         "transcript_rule": RULE,
         "group": one_group(files.rollouts),
         "stages": [_stage(files, name) for name in files.stages()],
+        "comparisons": comparisons(files),
         "majority": majority_chart(evaluations),
         "majority_rows": _majority_rows(evaluations),
         "reflection": story.reflection_verdict(base, final) if len(evaluations) > 1 else "",

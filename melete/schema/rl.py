@@ -119,6 +119,9 @@ class RLStage(TrainingStage):
             yield "rewards", "every weight is 0, so every reward is 0 and nothing is learnt"
 
 
+TRAINING_SETTINGS = ("lr", "num_epochs", "num_minibatches")  # of a stage, and apart for each algorithm of a comparison
+
+
 class CompareStage(RLStage):
     """The same reinforcement learning with several algorithms and seeds: one table and one plot."""
 
@@ -127,11 +130,17 @@ class CompareStage(RLStage):
     algorithms: Annotated[list[str], Field(min_length=1)]
     """Rows of the table, or import paths."""
     settings_of: dict[str, dict[str, Setting]] = {}
-    """Settings of single algorithms that differ from their own defaults, by the algorithm's name."""
+    """Settings of single algorithms, by the algorithm's name: its own, or lr, num_epochs and num_minibatches."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
     """Each algorithm is run once with each seed."""
     num_workers: Count = 2
     """Processes that work at the same time, one thread each."""
+
+    def settings_for(self, algorithm: str) -> tuple[dict[str, Setting], dict[str, Setting]]:
+        """Settings of this row, and of its training, that differ from what all share."""
+        given = self.settings_of.get(algorithm, {})
+        training = {name: given[name] for name in TRAINING_SETTINGS if name in given}
+        return {name: value for name, value in given.items() if name not in training}, training
 
     def plan(self) -> str:
         names = ", ".join(self.algorithms)

@@ -29,12 +29,14 @@ def single_recipe(stage: CompareStage, algorithm: str, seed: int) -> Recipe:
     shared = stage.model_dump(mode="json", exclude=set(FIELDS_OF_ITS_OWN))
     if algorithm != stage.algorithms[0]:  # the base is the same for all
         shared["evaluation"]["at"] = [1.0]
-    needs = resolve(algorithm, max_new_tokens=stage.max_new_tokens, **stage.settings_of.get(algorithm, {})).needs
+    own, training = stage.settings_for(algorithm)
+    needs = resolve(algorithm, max_new_tokens=stage.max_new_tokens, **own).needs
     shared |= {
         "name": SIDE,
         "kind": "rl",
         "algorithm": algorithm,
-        "algorithm_settings": stage.settings_of.get(algorithm, {}),
+        "algorithm_settings": own,
+        **training,
         # what only some rows use, the others are spared
         "critic": shared["critic"] if "values" in needs else None,
         "step_rewards": shared["step_rewards"] if "step_rewards" in needs else "",

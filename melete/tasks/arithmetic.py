@@ -17,7 +17,8 @@ from melete.text.numbers import parse_integer
 from melete.types import Message, Problem
 
 QUESTIONS = ("{}=?", "What is {}?", "Compute {}.", "Work out {}.")
-_EQUATION = re.compile(r"(\d{1,4})([+-])(\d{1,4})=(-?\d{1,5})")
+_ANSWER = re.compile(r"<answer>.*", re.DOTALL)
+_AROUND = re.compile(r"</?think>|[A-Za-z]+,|\s")  # a tag, a word such as "Wait,", white space
 PREGUNTAS = ("¿Cuánto es {}?", "Calcula {}.")
 
 
@@ -99,18 +100,39 @@ class ArithmeticChain:
         return float(value is not None and value == int(problem.gold))
 
     def label_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool]:
-        """A line is right when its equation holds and the answer in it, if there is one, is the right one.
+        """A line is right when it is one true step of the chain, forwards or undone, that was not yet written.
+
+        The last line is right when the answer in it is. A line that calculates nothing is not a right step: else a
+        policy that is paid by the step would write many of them.
 
         >>> chain = ArithmeticChain()
-        >>> problem = Problem("p", "arithmetic_chain", (), "6")
-        >>> chain.label_steps(problem, ["<think>3+5=8\\n", "8-2=5\\n", "</think><answer>6</answer>"])
-        [True, False, True]
+        >>> problem = Problem("p", "arithmetic_chain", (), "6", {"expression": "3+5-2"})
+        >>> chain.label_steps(problem, ["<think>3+5=8\n", "8-2=5\n", "8-2=6\n", "</think><answer>6</answer>"])
+        [True, False, True, True]
         """
+        left = _true_steps(str(problem.meta["expression"]))
         labels = []
         for step in steps:
-            sums = [
-                int(a) + (int(b) if sign == "+" else -int(b)) == int(c) for a, sign, b, c in _EQUATION.findall(step)
-            ]
-            answer = parse_completion(step.rpartition("</think>")[2]).answer
-            labels.append(all(sums) and (answer is None or self.grade(problem, answer) == 1.0))
+            thought, _, after = step.rpartition("</think>") if "</think>" in step else (step, "", step)
+            answer = parse_completion(after).answer
+            calculated = _AROUND.sub("", _ANSWER.sub("", thought))
+            is_right = calculated in left or (answer is not None and not calculated)
+            labels.append(is_right and (answer is None or self.grade(problem, answer) == 1.0))
+            left.discard(calculated)
         return labels
+
+
+def _true_steps(expression: str) -> set[str]:
+    """The steps of "3+5-2", forwards and undone.
+
+    >>> sorted(_true_steps("3+5-2"))
+    ['3+5=8', '6+2=8', '8-2=6', '8-5=3']
+    """
+    first, *rest = re.findall(r"[+-]?\d+", expression)
+    total, found = int(first), set[str]()
+    for term in rest:
+        after = total + int(term)
+        undone = term.translate(str.maketrans("+-", "-+"))
+        found |= {f"{total}{term}={after}", f"{after}{undone}={total}"}
+        total = after
+    return found

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 from transformers import PreTrainedTokenizerBase
 
 from melete.text.chat import decode_completion
 from melete.types import Rollout
 
+_TAGS = re.compile(r"</?think>|</?answer>")
+
 
 def split_steps(text: str) -> list[str]:
-    r"""The lines that say something, each with its line end; blank lines belong to the step before.
+    r"""The lines that say something, each with its line end.
 
-    >>> split_steps("<think>3+5=8\n8-2=6\n\n</think><answer>6</answer>")
-    ['<think>3+5=8\n', '8-2=6\n\n', '</think><answer>6</answer>']
+    A line of tags alone begins the step after it; a blank line belongs to the step before, and at the start to the
+    first.
+
+    >>> split_steps("<think>\n3+5=8\n8-2=6\n\n</think>\n<answer>6</answer>")
+    ['<think>\n3+5=8\n', '8-2=6\n\n', '</think>\n<answer>6</answer>']
     """
     steps: list[str] = []
+    waiting = ""  # tags and blank lines that belong to the step to come
     for line in text.splitlines(keepends=True):
-        if steps and not line.strip():
-            steps[-1] += line
+        if _TAGS.sub("", line).strip():
+            steps.append(waiting + line)
+            waiting = ""
+        elif line.strip() or waiting or not steps:
+            waiting += line
         else:
-            steps.append(line)
+            steps[-1] += line
+    if waiting and steps:
+        steps[-1] += waiting
+    elif waiting:
+        steps.append(waiting)
     return steps
 
 

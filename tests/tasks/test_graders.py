@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import time
 import warnings
 
@@ -9,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from melete.corpus.traces import TraceSettings, think_chain
 from melete.errors import RecipeError
 from melete.tasks import make_task
+from melete.tasks.arithmetic import ArithmeticChain, Chain
 from melete.tasks.base import step_labels_of
 from melete.tasks.countdown import Countdown, evaluate_expression
 from melete.text.numbers import parse_integer
@@ -159,26 +163,53 @@ def test_every_integer_of_eighteen_digits_is_read_back(value: int) -> None:
     assert parse_integer(f" {value}. ") == value
 
 
-SUM = Problem("p", "arithmetic_chain", (Message("user", "3+5-2=?"),), "6")
+SUM = Problem("p", "arithmetic_chain", (Message("user", "3+5-2=?"),), "6", {"expression": "3+5-2"})
 
 
 @pytest.mark.parametrize(
     ("text", "labels"),
     [
         ("", []),
+        ("<think>\n3+5=8\n8-2=6\n</think>\n<answer>6</answer>", [True, True, True]),
         ("<think>3+5=8\n8-2=6</think>\n<answer>6</answer>", [True, True, True]),
-        ("<think>3+5=9\n9-2=7\n</think><answer>7</answer>", [False, True, False]),
+        ("<think>3+5=9\n9-2=7\n</think><answer>7</answer>", [False, False, False]),  # what follows a slip is lost
+        ("<think>3+5=9\nWait, 3+5=8\n8-2=6\n</think><answer>6</answer>", [False, True, True, True]),
         ("<think>3+5=8\n8-2=5\n</think><answer>6</answer>", [True, False, True]),
-        ("3+5=8, 8-2=7", [False]),  # every equation of a line must hold
-        ("3-5=-2", [True]),
-        ("let us see\n\n<answer>6</answer>", [True, True]),
+        ("3+5=8\n8-2=6\n6+2=8\n8-5=3\n<answer>6</answer>", [True] * 5),  # a check undoes the steps
+        ("3+5=8\n3+5=8\n", [True, False]),  # nothing is paid twice
+        ("3+5=8, 8-2=6", [False]),  # one step a line
+        ("3+5-2=6", [False]),
+        ("3+5=8-2=6", [False]),
+        ("3+5=08", [False]),
+        ("1+1=2\n5+3=8", [False, False]),  # true, and no step of this chain
+        ("let us see\n\n<answer>6</answer>", [False, True]),  # words are no step
         ("<answer>six</answer>", [False]),
+        ("<answer>6</answer><answer>6</answer>", [False]),
         ("<think>8-2=6</think><answer>6</answer>", [True]),
         ("<think>8-2=5</think><answer>6</answer>", [False]),
+        ("<think>words</think><answer>6</answer>", [False]),
     ],
 )
-def test_a_step_is_right_when_its_equations_hold_and_its_answer_is_the_right_one(text: str, labels: list[bool]) -> None:
+def test_a_step_is_right_when_it_is_one_true_step_of_the_chain(text: str, labels: list[bool]) -> None:
     assert step_labels_of(make_task("arithmetic_chain", {}), SUM, text) == labels
+
+
+def test_the_steps_of_a_written_trace_are_right() -> None:
+    """But for its words: thoughts of the corpus without slips, with checks."""
+    task = ArithmeticChain(min_terms=4, max_terms=4)
+    source = random.Random(0)
+    for index in range(20):
+        problem = task.problem("train", index)
+        chain = draw_from_text(problem.meta["expression"])
+        thought, total = think_chain(chain, source, TraceSettings(slip=0, slip_in_check=0, check=1.0))
+        text = f"<think>\n{thought}\n</think>\n<answer>{total}</answer>"
+        labels = dict(zip(split_steps(text), step_labels_of(task, problem, text), strict=True))
+        assert all(label == ("=" in step or "<answer>" in step) for step, label in labels.items())
+
+
+def draw_from_text(expression: str) -> Chain:
+    first, *terms = re.findall(r"[+-]?\d+", expression)
+    return Chain((int(first), *(abs(int(t)) for t in terms)), tuple(1 if t[0] == "+" else -1 for t in terms))
 
 
 @given(st.text(max_size=60))
