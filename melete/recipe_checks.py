@@ -190,11 +190,12 @@ def _source_problems(stage: Stage, earlier: Sequence[Stage], later: list[str]) -
         elif name not in (known := [*BUNDLED_MODELS, *makes_models]) and not Path(name).is_dir():
             yield key, f"{name!r} is neither a directory nor a known model; {did_you_mean(name, known)}"
     for name in stage.reads_data():
+        key = "replay" if name in getattr(stage, "replay", []) else "data"
         if name in later or name == stage.name:
-            yield "data", f"{name} is {'this' if name == stage.name else 'a later'} stage; read an earlier one"
+            yield key, f"{name} is {'this' if name == stage.name else 'a later'} stage; read an earlier one"
         elif name not in makes_data and not Path(name).is_file():
             known = f"; {did_you_mean(name, makes_data)}" if makes_data else ""
-            yield "data", f"{name!r} is neither a file nor a stage that makes data{known}"
+            yield key, f"{name!r} is neither a file nor a stage that makes data{known}"
 
 
 def _key_of(stage: Stage, name: str) -> str:
@@ -241,7 +242,7 @@ def _comparison_problems(stage: CompareStage) -> Iterator[Problem]:
             CompareStage.model_validate(stage.model_dump() | training)
         except ValidationError as error:
             for found in error.errors():
-                yield f"settings_of.{algorithm}.{found['loc'][0]}", found["msg"]
+                yield ".".join(["settings_of", algorithm, *map(str, found["loc"])]), found["msg"]
         for key, why in _algorithm_problems(stage, algorithm, given):
             yield (f"algorithms[{number}]" if key == "algorithm" else key), f"{algorithm}: {why}"
     for name in stage.settings_of.keys() - set(stage.algorithms):

@@ -47,6 +47,14 @@ SHORT["rlhf-tiny"] = (
     "reader.rows_per_step=8",
     *short_stage("policy", "num_steps=3", "prompts_per_step=4", "critic.warmup_steps=1"),
 )
+SHORT["iterative-grpo-tiny"] = (
+    "preferences.num_prompts=24",
+    "new_preferences.num_prompts=24",
+    "reader.rows_per_step=8",
+    "new_reader.rows_per_step=8",
+    *short_stage("policy", "num_steps=2", "prompts_per_step=4"),
+    *short_stage("new_policy", "num_steps=2", "prompts_per_step=4"),
+)
 SHORT["dpo-tiny"] = (*PAIRS, *short_stage("policy", "pairs_per_step=8"))
 SHORT["kto-tiny"] = SHORT["dpo-tiny"]
 SHORT["online-dpo-tiny"] = short_stage("policy", "num_steps=2", "pairs_per_step=4")
@@ -108,6 +116,15 @@ def test_the_majority_of_the_base_is_right_more_often_than_one_sample(base: Eval
 
 def test_every_bundled_recipe_is_tried_here():
     assert set(SHORT) == set(bundled_recipes())
+
+
+def test_a_critic_may_share_the_trunk_of_the_policy(tmp_path: Path):
+    recipe = load_recipe("ppo-tiny", (*SHORT["ppo-tiny"], "rl.critic.trunk=shared"))
+    with View(["rl"], plain=True, console=Console(file=io.StringIO())) as view:
+        run_dir = run_recipe(recipe, tmp_path / "shared", view=view, command="melete run ppo-tiny")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "kind" not in row]
+    assert [("loss" in row, "critic/value_loss" in row) for row in steps] == [(False, True), (True, True), (True, True)]
 
 
 @pytest.mark.parametrize("name", sorted(SHORT))

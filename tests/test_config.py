@@ -252,3 +252,24 @@ def test_an_algorithm_of_a_comparison_may_have_settings_of_its_own() -> None:
 def test_settings_of_a_comparison_that_cannot_be_used_are_refused(settings_of: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)):
         parse_recipe(compared(settings_of=settings_of))
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            {"kind": "rl", "algorithm": "ppo", "critic": {"trunk": "shared", "model": "tiny"}},
+            "s.critic.model: starts a trunk of its own",
+        ),
+        ({"kind": "rl", "algorithm": "ppo", "critic": {"value_coef": 0.5}}, "s.critic.value_coef: belongs to"),
+        (
+            {"kind": "distill", "teacher": "t", "method": "sequence", "kd_temperature": 2.0},
+            "s.kd_temperature: has no meaning for method sequence; it belongs to logits and gkd and on_policy",
+        ),
+        ({"kind": "distill", "teacher": "t", "method": "logits", "jsd_beta": 0.1}, "s.jsd_beta: has no meaning"),
+        ({"kind": "reward_model", "data": "d.jsonl", "replay": ["nowhere"]}, "s.replay: 'nowhere' is neither"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(stage: dict[str, Any], message: str) -> None:
+    task = {} if stage["kind"] == "reward_model" else {"task": {"name": "arithmetic_chain"}}
+    assert message in refusal({"name": "mine", "stage": [{"name": "s"} | task | stage]})

@@ -200,6 +200,7 @@ def pair_metrics(algorithm: PreferenceAlgorithm, inputs: Mapping[str, Tensor]) -
         bad = preference.implied_reward(rejected, inputs["ref_rejected_logprobs"], beta=beta)
         metrics |= {"chosen_reward": good, "rejected_reward": bad}
     else:
-        good, bad = chosen / inputs["chosen_lengths"], rejected / inputs["rejected_lengths"]
+        sides = ((chosen, "chosen_lengths"), (rejected, "rejected_lengths"))
+        good, bad = (sums / inputs[lengths].clamp(min=1) for sums, lengths in sides)
     metrics |= {"margin": good - bad, "pair_accuracy": (good > bad).to(good) + 0.5 * (good == bad).to(good)}
     return {name: values.sum() for name, values in metrics.items()}

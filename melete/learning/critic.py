@@ -4,17 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from melete.batch import Batch, TrainBatch, row_parts
+from melete.errors import ModelError
 from melete.functional.aggregate import aggregate, denominators
 from melete.functional.value import explained_variance, value_loss
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import stream_of, values_before
 from melete.learning.updater import OneModel, Updater
+
+
+class SharedTrunk(torch.nn.Module):
+    """A value head on a policy's own trunk, in the shape of a scalar model; only the head is its to train.
+
+    The head starts at 0. Raises `ModelError` for a policy whose trunk cannot be used without its own head.
+    """
+
+    def __init__(self, policy: PreTrainedModel) -> None:
+        super().__init__()
+        if policy.base_model is policy:
+            remedy = 'give the critic a trunk of its own: trunk = "own"'
+            raise ModelError(f"{type(policy).__name__} does not show its trunk", remedy=remedy)
+        self._policy = [policy]  # in a list, so that its weights are not counted as this module's
+        width = policy.config.get_text_config().hidden_size
+        self.score = torch.nn.Linear(width, 1, bias=False, device=policy.device, dtype=policy.dtype)
+        torch.nn.init.zeros_(self.score.weight)
+
+    @property
+    def device(self) -> torch.device:
+        return self._policy[0].device
+
+    @torch.no_grad()
+    def base_model(self, **inputs: Any) -> Any:
+        """The trunk's hidden states, without gradient."""
+        return self._policy[0].base_model(**inputs)
 
 
 class LocalCritic(OneModel):
@@ -25,7 +53,7 @@ class LocalCritic(OneModel):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | SharedTrunk,
         *,
         optimizer: OptimizerSettings,
         max_tokens_per_microbatch: int = 8192,

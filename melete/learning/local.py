@@ -13,14 +13,20 @@ from transformers import PreTrainedModel
 
 from melete.algorithms import Algorithm, token_losses
 from melete.batch import Batch, TrainBatch, microbatches
+from melete.errors import ModelError
 from melete.functional.aggregate import aggregate
+from melete.functional.value import value_loss
 from melete.learning.optimizer import OptimizerSettings
-from melete.learning.scoring import score, score_batch
+from melete.learning.scoring import plain_head, score, score_batch
 from melete.learning.updater import OneModel, Updater
 
 
 class LocalLearner(OneModel):
-    """Updates `model` in place; `after_step` is called after each optimizer step and may return metrics of its own."""
+    """Updates `model` in place; `after_step` is called after each optimizer step and may return metrics of its own.
+
+    `value_head` is that of a critic on the policy's own trunk: `value_coef` times its value loss is added to each
+    token's loss (Schulman et al. 2017, eq. 9), which teaches the trunk; the head itself is the critic's to train.
+    """
 
     def __init__(
         self,
@@ -31,7 +37,13 @@ class LocalLearner(OneModel):
         temperature: float = 1.0,
         after_step: Callable[[], Mapping[str, float]] | None = None,
         reference: PreTrainedModel | None = None,
+        value_head: torch.nn.Linear | None = None,
+        value_coef: float = 0.1,
     ) -> None:
+        if value_head is not None and plain_head(model) is None:
+            remedy = 'give the critic a trunk of its own: trunk = "own"'
+            raise ModelError(f"{type(model).__name__} cannot share its trunk with a critic", remedy=remedy)
+        self.value_head, self.value_coef = value_head, value_coef
         self.model, self.max_tokens, self.temperature = model, max_tokens_per_microbatch, temperature
         self.updater = Updater(model, optimizer, after_step=after_step)
         self.reference = reference
@@ -71,7 +83,15 @@ class LocalLearner(OneModel):
 
     def _loss(self, part: TrainBatch, algorithm: Algorithm, sums: defaultdict[str, float]) -> Tensor:
         entropy_grad = algorithm.settings.entropy_coef > 0
-        scores = score(self.model, part.tokens, part.loss_mask, self.temperature, entropy_grad=entropy_grad)
+        head = None if self.value_head is None else self.value_head.weight.detach()
+        scores = score(
+            self.model,
+            part.tokens,
+            part.loss_mask,
+            self.temperature,
+            entropy_grad=entropy_grad,
+            value_weight=head if "returns" in part.streams else None,
+        )
         losses, per_token = token_losses(
             algorithm,
             logprobs=scores.logprobs,
@@ -91,6 +111,10 @@ class LocalLearner(OneModel):
         if "ratio" in per_token:
             largest = float(torch.where(part.loss_mask, per_token["ratio"], 0.0).max())
             sums["ratio_max"] = max(sums["ratio_max"], largest)
+        if scores.values is not None:
+            old, returns = part.streams["old_values"], part.streams["returns"]
+            per_token = value_loss(scores.values, old, returns, value_clip=algorithm.settings.value_clip)
+            losses = losses + self.value_coef * per_token
         return aggregate(losses, part.loss_mask, algorithm.aggregation, part.totals)
 
     def state_dict(self) -> dict[str, Any]:

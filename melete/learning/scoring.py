@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from melete.batch import Batch, TokenRows, TrainBatch, row_parts
@@ -16,14 +16,24 @@ from melete.functional.logprobs import entropy_at, logprobs_at
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Streams [B, T], 0 outside the mask; `logprobs` carries the gradient, `entropy` only where it was asked for."""
+    """Streams [B, T], 0 outside the mask; `logprobs` carries the gradient, `entropy` only where it was asked for.
+
+    `values` are those of the state before each token, by the head that was given; without one there are none.
+    """
 
     logprobs: Tensor
     entropy: Tensor
+    values: Tensor | None = None
 
 
 def score(
-    model: PreTrainedModel, tokens: Tensor, mask: Tensor, temperature: float, *, entropy_grad: bool = False
+    model: PreTrainedModel,
+    tokens: Tensor,
+    mask: Tensor,
+    temperature: float,
+    *,
+    entropy_grad: bool = False,
+    value_weight: Tensor | None = None,
 ) -> Scores:
     """Scores the tokens of right-padded rows [B, T] where `mask` [B, T] is True.
 
@@ -31,13 +41,20 @@ def score(
     predicted, so a mask there counts for nothing.
     """
     predicted = mask[:, 1:]
-    logits = logits_at(model, tokens, predicted)
-    per_token = logprobs_at(logits, tokens[:, 1:][predicted], temperature=temperature)
     where = torch.nn.functional.pad(predicted, (1, 0))
+    values = None
+    if value_weight is None:
+        logits = logits_at(model, tokens, predicted)
+    else:
+        hidden = hidden_at(model, tokens, predicted)
+        logits = cast(nn.Module, plain_head(model))(hidden)
+        worth = torch.nn.functional.linear(hidden, value_weight).squeeze(-1).float()
+        values = worth.new_zeros(tokens.shape).masked_scatter(where, worth)
+    per_token = logprobs_at(logits, tokens[:, 1:][predicted], temperature=temperature)
     with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
         entropy = entropy_at(logits, temperature=temperature)
     zeros = per_token.new_zeros(tokens.shape)
-    return Scores(zeros.masked_scatter(where, per_token), zeros.masked_scatter(where, entropy))
+    return Scores(zeros.masked_scatter(where, per_token), zeros.masked_scatter(where, entropy), values)
 
 
 def score_batch(
@@ -51,7 +68,7 @@ def score_batch(
 def stream_of(
     batch: Batch | TrainBatch | TokenRows,
     max_tokens: int,
-    model: PreTrainedModel,
+    model: Any,
     compute: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """What `compute(tokens, loss_mask)` says of a part of the rows, put together: a stream [B, T] fp32 on the CPU."""
@@ -66,27 +83,31 @@ def stream_of(
 
 def logits_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor) -> Tensor:
     """Logits [N, V] at the positions whose next token is wanted."""
-    head = model.get_output_embeddings()
-    if head is not None and _plain_head(model):
-        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        return head(hidden[:, :-1][predicted])
+    head = plain_head(model)
+    if head is not None:
+        return head(hidden_at(model, tokens, predicted))
     return model(input_ids=tokens, use_cache=False).logits[:, :-1][predicted]
 
 
-def _plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are the head's product and nothing more (no cap, no scale), so that it may be applied apart."""
-    if model.base_model is model:  # the part without the head has a name that transformers does not know
-        return False
+def hidden_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor) -> Tensor:
+    """The trunk's last hidden states [N, H] at the positions whose next token is wanted."""
+    return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1][predicted]
+
+
+def plain_head(model: PreTrainedModel) -> nn.Module | None:
+    """The head, if logits are its product and nothing more (no cap, no scale), so that it may be applied apart."""
+    head = model.get_output_embeddings()
+    if head is None or model.base_model is model:  # a trunk that transformers cannot name
+        return None
     scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
     config = model.config.get_text_config(decoder=True)
-    return not any(getattr(config, name, None) for name in scaled)
+    return None if any(getattr(config, name, None) for name in scaled) else head
 
 
-def scores_at(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> Tensor:
+def scores_at(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     """A scalar head's scores [B, T] of the tokens under `mask`, each having read up to itself; 0 elsewhere."""
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[mask]
-    head: Any = model.score
-    scores = head(hidden).squeeze(-1).float()
+    scores = model.score(hidden).squeeze(-1).float()
     return scores.new_zeros(tokens.shape).masked_scatter(mask, scores)
 
 
@@ -107,7 +128,7 @@ def end_scores(model: PreTrainedModel, rows: TokenRows, max_tokens: int) -> Tens
     return out
 
 
-def values_before(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> Tensor:
+def values_before(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     """A critic's values [B, T]: what the state before each token under `mask` is worth; 0 elsewhere."""
     before = torch.nn.functional.pad(mask[:, 1:], (0, 1))
     return torch.nn.functional.pad(scores_at(model, tokens, before)[:, :-1], (1, 0))

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from melete.errors import TrainingError
 from melete.learning.optimizer import OptimizerSettings, lr_at, make_optimizer
@@ -22,7 +21,7 @@ class Updater:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: torch.nn.Module,
         settings: OptimizerSettings,
         *,
         after_step: Callable[[], Mapping[str, float]] | None = None,

@@ -43,9 +43,13 @@ class PairData:
 
     def labelled(self, numbers: Sequence[int], learner: PairLearner) -> LabelledBatch:
         """Both completions of these pairs as single rows, liked and disliked, and crossed with the next pair's."""
+        if len(self.rows) < 2:
+            raise ValueError("one pair has no other pair's completions to be compared with; give at least two")
+        # a batch of one borrows from the pair after it in the data
+        following = [*numbers[1:], numbers[0] if len(numbers) > 1 else (numbers[0] + 1) % len(self.rows)]
         rows = [row for number in numbers for row in self.rows[number]]
-        shifted = rows[2:] + rows[:2]
-        mismatched = [_spliced(row, other) for row, other in zip(rows, shifted, strict=True)]
+        others = [row for number in following for row in self.rows[number]]
+        mismatched = [_spliced(row, other) for row, other in zip(rows, others, strict=True)]
         packed, crossed = TokenRows.pack(rows, self.pad), TokenRows.pack(mismatched, self.pad)
         return LabelledBatch(
             rows=packed,
@@ -115,7 +119,8 @@ def train_online(
         rows = [rows for group in groups for rows in best_against_worst(group)]
         data = PairData([], tokenizer)
         data.rows = rows
-        metrics = _update(data, list(range(len(rows))), learner, algorithm) if rows else {}
+        enough = len(rows) >= (2 if algorithm.unpaired else 1)
+        metrics = _update(data, list(range(len(rows))), learner, algorithm) if enough else {}
         sampler.load_weights(learner.weights(), version=step + 1)
         totals = [reward.total for group in groups for reward in group.rewards if reward.total is not None]
         lengths = [len(rollout.completion.tokens) for group in groups for rollout in group.rollouts]

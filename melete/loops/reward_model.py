@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,15 @@ def split_by_text(rows: Sequence[_Row], held_out_share: float) -> Splits[_Row]:
         return int.from_bytes(digest, "big") / 2**64 < held_out_share
 
     return Splits([row for row in rows if not is_held_out(row)], [row for row in rows if is_held_out(row)])
+
+
+def with_replay(new: Sequence[_Row], old: Sequence[_Row], replay_share: float, seed: str) -> list[_Row]:
+    """The new rows and so many of the old ones, drawn by `seed`, that they are `replay_share` of all.
+
+    DeepSeekMath's iterative GRPO (Shao et al. 2024, algorithm 1) has a share of 0.1. With fewer old rows, all of them.
+    """
+    wanted = round(len(new) * replay_share / (1 - replay_share))
+    return [*new, *random.Random(seed).sample(list(old), min(wanted, len(old)))]
 
 
 def _text(row: Ranking | LabelledCompletion | LabelledSteps) -> str:

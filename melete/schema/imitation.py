@@ -43,6 +43,9 @@ class SFTStage(TrainingStage):
         return f"sft of {self.model} on {self.data}, {self.num_epochs} passes, lr {self.lr:g}"
 
 
+METHODS_OF = {"student_share": ("gkd",), "jsd_beta": ("gkd",), "kd_temperature": ("logits", "gkd", "on_policy")}
+
+
 class DistillStage(TrainingStage):
     """A student learns from a teacher with the same tokenizer."""
 
@@ -79,3 +82,6 @@ class DistillStage(TrainingStage):
     def problems(self) -> Iterator[Problem]:
         if self.model == self.teacher:
             yield "teacher", f"is the student itself ({self.teacher}): there is nothing to learn"
+        for name, methods in METHODS_OF.items():
+            if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default:
+                yield name, f"has no meaning for method {self.method}; it belongs to {' and '.join(methods)}"

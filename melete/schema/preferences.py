@@ -66,13 +66,17 @@ class RewardModelStage(TrainingStage):
     """Passes over the data; more than one or two overfits."""
     rows_per_step: Count = 32
     """Pairs, or responses, per optimizer step."""
+    replay: list[str] = []
+    """Earlier data that is learnt again beside the new, so that a reward model that goes on does not forget."""
+    replay_share: Annotated[Share, Field(gt=0, lt=1)] = 0.1
+    """Share of what is learnt from that comes from `replay`."""
     center_coef: NotNegative = 0.01
     """Keeps scores near 0: weight of the squared sum of a pair's scores."""
     held_out_share: Annotated[Share, Field(lt=1)] = 0.15
     """Share of the data, chosen by its text, that only measures."""
 
     def reads_data(self) -> list[str]:
-        return [self.data]
+        return [self.data, *self.replay]
 
     def plan(self) -> str:
         return f"reward model on {self.model} from {self.data} ({self.loss}), {self.num_epochs} passes, lr {self.lr:g}"

@@ -26,8 +26,12 @@ class CriticSettings(Settings):
 
     model: str = ""
     """Where its weights start: empty for the policy's own, else an earlier reward model or a directory."""
+    trunk: Literal["own", "shared"] = "own"
+    """A model of its own, or no more than a head on the policy's trunk: half the memory, and the two losses mix."""
     lr: Positive = 1e-3
-    """Highest learning rate; about ten times the policy's."""
+    """Highest learning rate; about ten times the policy's. With a shared trunk it is the head's."""
+    value_coef: Positive = 0.1
+    """With a shared trunk: weight of the value loss in the policy's."""
     warmup_steps: CountOrNone = 0
     """Steps at the start in which only the critic learns."""
 
@@ -105,6 +109,10 @@ class RLStage(TrainingStage):
         return f"{self.task.name}, {self.num_steps} steps of {rollouts}, lr {self.lr:g}, reward {rewards}"
 
     def problems(self) -> Iterator[Problem]:
+        if self.critic and self.critic.trunk == "shared" and self.critic.model:
+            yield "critic.model", "starts a trunk of its own, and the trunk is shared; leave one of them out"
+        if self.critic and self.critic.trunk == "own" and self.critic.value_coef != CriticSettings().value_coef:
+            yield "critic.value_coef", 'belongs to trunk = "shared"; a critic of its own has its own loss'
         for name in self.reward_models:
             if name not in self.rewards:
                 yield f"reward_models.{name}", f"has no weight; add it to rewards: {name} = 1.0"

@@ -38,6 +38,11 @@ class StageContext:
     def load(self, name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         """Tokenizer and model by name; sets the number of threads that suits the model."""
         source = self.model_path(name)
-        tokenizer, model = load_tokenizer(source), load_model(source)
-        torch.set_num_threads(threads_for(model.num_parameters(), torch.get_num_threads()))
-        return tokenizer, model
+        model = load_model(source)
+        fit_threads(model)
+        return load_tokenizer(source), model
+
+
+def fit_threads(model: PreTrainedModel) -> None:
+    """Sets the number of threads that suits the model's size."""
+    torch.set_num_threads(threads_for(model.num_parameters(), torch.get_num_threads()))

@@ -12,9 +12,9 @@ from melete.errors import DataError
 from melete.learning.reward_model import RewardModelLearner
 from melete.loops import reward_model
 from melete.models.heads import new_scalar_model, scalar_tokenizer
-from melete.models.load import save_model
+from melete.models.load import load_tokenizer, save_model
 from melete.schema import RewardModelStage
-from melete.stages.context import StageContext
+from melete.stages.context import StageContext, fit_threads
 from melete.stages.rl import optimizer_settings
 from melete.stages.training import Training
 from melete.types import LabelledCompletion, LabelledSteps, PreferencePair, RankedCompletions
@@ -29,14 +29,20 @@ KINDS: Mapping[str, Any] = {
 
 def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str, Any]:
     """Trains on preferences or labels; returns the stage's entry of `summary.json`, with what held-out data say."""
-    tokenizer, _ = context.load(stage.model)
+    tokenizer = load_tokenizer(context.model_path(stage.model))
     model = new_scalar_model(context.model_path(stage.model), seed=context.seed, init_scale=1.0)
+    fit_threads(model)
     path = context.data_path(stage.data)
     splits = reward_model.split_by_text(read_rows(path, KINDS[stage.loss]), stage.held_out_share)
     if not splits.train or not (splits.held_out or stage.held_out_share == 0):
         what = f"{len(splits.train)} rows to learn from and {len(splits.held_out)} to measure with are too few"
         raise DataError(what, place=str(path), remedy="give more rows")
-    num_steps = stage.num_epochs * -(-len(splits.train) // stage.rows_per_step)
+    rows = splits.train
+    if stage.replay:
+        old = [row for name in stage.replay for row in read_rows(context.data_path(name), KINDS[stage.loss])]
+        seen = reward_model.split_by_text(old, stage.held_out_share).train
+        rows = reward_model.with_replay(rows, seen, stage.replay_share, f"{context.seed}/{stage.name}/replay")
+    num_steps = stage.num_epochs * -(-len(rows) // stage.rows_per_step)
     learner = RewardModelLearner(
         model,
         optimizer=optimizer_settings(stage, num_steps),
@@ -48,7 +54,7 @@ def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str
         reward_model.train(
             start=begin,
             stop=end,
-            rows=splits.train,
+            rows=rows,
             rows_per_step=stage.rows_per_step,
             tokenizer=tokenizer,
             learner=learner,

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from melete.algorithms import Algorithm, resolve
 from melete.batch import Batch
 from melete.evaluation.held_out import HeldOut
-from melete.learning.critic import LocalCritic
+from melete.learning.critic import LocalCritic, SharedTrunk
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import score_batch
@@ -133,6 +133,7 @@ class _Workshop:
     ) -> _Workshop:
         # a sampler that may lag behind needs weights of its own
         sampler = NativeSampler(copy.deepcopy(model) if stage.max_staleness else model, tokenizer)
+        critic = _critic(stage, context, model)
         learner = LocalLearner(
             model,
             optimizer=optimizer_settings(stage, stage.num_steps * stage.num_epochs * stage.num_minibatches),
@@ -140,8 +141,9 @@ class _Workshop:
             temperature=stage.temperature,
             after_step=RouterBalancer(model).step,
             reference=_other_model(stage.reference, context) if stage.reference not in ("start", "none") else None,
+            value_head=critic.model.score if critic and isinstance(critic.model, SharedTrunk) else None,
+            value_coef=stage.critic.value_coef if stage.critic else 0.0,
         )
-        critic = _critic(stage, context)
         task = make_task(stage.task.name, stage.task.own_settings())
         opened = opens_thought(tokenizer)
         reward_context = RewardContext(task.grade, context.seed, opened, is_plain(task), stage.max_new_tokens)
@@ -202,10 +204,13 @@ def held_out_of(
     )
 
 
-def _critic(stage: RLStage, context: StageContext) -> LocalCritic | None:
+def _critic(stage: RLStage, context: StageContext, policy: PreTrainedModel) -> LocalCritic | None:
     if stage.critic is None:
         return None
-    model = new_scalar_model(context.model_path(stage.critic.model or stage.model), seed=context.seed)
+    if stage.critic.trunk == "shared":
+        model = SharedTrunk(policy)
+    else:
+        model = new_scalar_model(context.model_path(stage.critic.model or stage.model), seed=context.seed)
     num_updates = stage.num_steps * stage.num_epochs * stage.num_minibatches
     settings = replace(optimizer_settings(stage, num_updates), lr=stage.critic.lr)
     return LocalCritic(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from melete.batch import Annotations, Batch, TrainBatch
 from melete.credit import credit
 from melete.errors import TrainingError
 from melete.functional.value import explained_variance, value_loss
-from melete.learning.critic import LocalCritic
+from melete.learning.critic import LocalCritic, SharedTrunk
+from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
 from melete.models.heads import new_scalar_model
 from melete.models.load import save_model
@@ -208,3 +210,73 @@ def test_a_saved_state_is_continued_bit_for_bit() -> None:
     other.load_state_dict(torch.load(saved, weights_only=True))
     assert other.update(batch) == expected
     assert equal(copied(other.model), copied(critic.model))
+
+
+def shared(policy: PreTrainedModel, head: float = 0.1, **settings: object) -> tuple[LocalCritic, LocalLearner]:
+    """A critic and a learner on one trunk; the head is random, so that the trunk has something to learn."""
+    trunk = SharedTrunk(policy)
+    with torch.no_grad():
+        trunk.score.weight.copy_(scalar_model(head=head).score.weight)
+    learner = LocalLearner(policy, optimizer=UNCLIPPED, value_head=trunk.score, **settings)
+    return critic_of(trunk), learner
+
+
+def test_a_new_head_on_a_shared_trunk_says_nothing() -> None:
+    assert not bool(critic_of(SharedTrunk(llama())).values(sampled_batch(llama())).any())
+
+
+def test_the_values_of_a_shared_trunk_are_those_of_the_same_trunk_of_its_own() -> None:
+    critic, _ = shared(llama())
+    batch = sampled_batch(llama())
+    torch.testing.assert_close(critic.values(batch), critic_of(scalar_model()).values(batch), rtol=0, atol=1e-6)
+
+
+def test_the_critic_of_a_shared_trunk_trains_the_head_alone() -> None:
+    policy = llama()
+    critic, _ = shared(policy)
+    before, head = copied(policy), critic.model.score.weight.clone()
+    alone = critic_of(scalar_model())
+    update = batch_for(critic)
+    metrics = critic.update(update)
+    assert equal(copied(policy), before) and not torch.equal(critic.model.score.weight, head)
+    assert all(parameter.grad is None for parameter in policy.parameters())
+    assert metrics["critic/value_loss"] == pytest.approx(alone.update(update)["critic/value_loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("max_tokens", [30, 10_000])
+def test_the_trunk_learns_from_both_losses(max_tokens: int) -> None:
+    """The gradient is that of policy loss + value_coef * value loss, with the head held fast."""
+    policy, algorithm = llama(), resolve("ppo", max_new_tokens=12, kl_coef=0.0)
+    critic, learner = shared(policy, value_coef=0.3, max_tokens_per_microbatch=max_tokens)
+    update, seen = batch_for(critic), dict[str, Tensor]()
+    learner.updater.optimizer.register_step_pre_hook(lambda *_: seen.update(gradient_of(policy)))
+    head = critic.model.score.weight.clone()
+    learner.update(update, algorithm)
+    assert torch.equal(critic.model.score.weight, head)
+
+    twin, plain = llama(), LocalLearner(llama(), optimizer=UNCLIPPED)
+    wanted = dict[str, Tensor]()
+    plain.updater.optimizer.register_step_pre_hook(lambda *_: wanted.update(gradient_of(plain.model)))
+    plain.update(update, algorithm)
+    hidden = twin.model(input_ids=update.tokens).last_hidden_state
+    values = torch.nn.functional.pad((hidden @ head.T).squeeze(-1)[:, :-1], (1, 0))
+    losses = value_loss(values, update.streams["old_values"], update.streams["returns"], value_clip=0.2)
+    (0.3 * torch.where(update.loss_mask, losses, 0.0).sum() / update.loss_mask.sum()).backward()
+    for name, parameter in twin.named_parameters():
+        if parameter.grad is not None:
+            wanted[name] = wanted[name] + parameter.grad
+    assert_close_gradients(seen, wanted)
+
+
+def test_a_shared_trunk_is_saved_as_its_head() -> None:
+    """I37: the policy saves the trunk."""
+    policy = llama()
+    critic, _ = shared(policy)
+    update = batch_for(critic)
+    critic.update(update)
+    state = copy.deepcopy(critic.state_dict())
+    assert set(state["model"]) == {"score.weight"}
+    later = critic.update(update)
+    other = critic_of(SharedTrunk(policy))
+    other.load_state_dict(state)
+    assert other.update(update) == later

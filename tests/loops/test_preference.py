@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import llama, tokenizer
 from tiny_rewards import even_tokens
 
-from melete.algorithms.preference import resolve_preference
+from melete.algorithms.preference import pair_metrics, resolve_preference
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.preference import PreferenceLearner
 from melete.loops.passes import batch_numbers, epoch_order
@@ -161,3 +161,27 @@ def test_samples_that_are_all_alike_make_no_pair_and_change_no_weight(reward) ->
     assert all(math.isfinite(metrics["reward"]) for metrics in logged)
     before = llama().state_dict()
     assert all(torch.equal(weight, before[name]) for name, weight in learner.weights().items())
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2], [3], [9], [9, 0]])
+def test_a_mismatched_completion_is_that_of_another_pair(numbers: list[int]) -> None:
+    """KTO's baseline: a batch of one pair borrows from the pair after it."""
+    data = PairData(PAIRS, tokenizer())
+    batch = data.labelled(numbers, learner_of())
+    for row, number in enumerate(n for n in numbers for _ in range(2)):
+        crossed = batch.mismatched.tokens[row][batch.mismatched.loss_mask[row]].tolist()
+        matched = batch.rows.tokens[row][batch.rows.loss_mask[row]].tolist()
+        assert crossed != matched
+        others = [rows for n, rows in enumerate(data.rows) if n != number]
+        assert crossed in [[t for t, m in zip(*one, strict=True) if m] for pair in others for one in pair]
+
+
+def test_one_pair_has_no_mismatched_completion() -> None:
+    with pytest.raises(ValueError, match="give at least two"):
+        PairData(PAIRS[:1], tokenizer()).labelled([0], learner_of())
+
+
+def test_an_empty_completion_has_metrics_that_are_finite() -> None:
+    inputs = {f"{side}_{name}": torch.zeros(1) for side in ("chosen", "rejected") for name in ("logprobs", "lengths")}
+    found = pair_metrics(resolve_preference("simpo"), inputs)
+    assert all(bool(total.isfinite()) for total in found.values())

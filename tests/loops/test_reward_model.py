@@ -23,6 +23,7 @@ from melete.loops.reward_model import (
     packed_steps,
     split_by_text,
     train,
+    with_replay,
 )
 from melete.types import LabelledCompletion, LabelledSteps, Message, PreferencePair, RankedCompletions
 
@@ -217,3 +218,20 @@ def test_labels_are_measured_by_the_sign_of_the_score() -> None:
     measured = evaluate_labels(LABELLED[:4], tokenizer(), lambda _rows: sure)
     assert measured["label_accuracy"] == 0.75
     assert measured["calibration_error"] == pytest.approx(0.25, abs=1e-6)
+
+
+@given(st.integers(1, 60), st.integers(0, 60), st.floats(0.05, 0.6))
+@settings(max_examples=40)
+def test_replay_is_its_share_of_what_is_learnt_from(num_new: int, num_old: int, share: float) -> None:
+    new, old = (PAIRS * 2)[:num_new], [RankedCompletions(f"{n}", asked(n), ("a", "b")) for n in range(num_old)]
+    rows = with_replay(new, old, share, "0")
+    replayed = rows[num_new:]
+    assert rows[:num_new] == new and len(set(replayed)) == len(replayed) and set(replayed) <= set(old)
+    wanted = share / (1 - share) * num_new
+    assert len(replayed) == num_old or abs(len(replayed) - wanted) <= 0.5 + 1e-9
+    assert rows == with_replay(new, old, share, "0")
+
+
+def test_ninety_new_rows_are_joined_by_ten_old_ones() -> None:
+    """DeepSeekMath's share."""
+    assert len(with_replay(PAIRS[:45] * 2, PAIRS, 0.1, "0")) == 100
