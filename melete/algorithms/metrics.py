@@ -111,7 +111,6 @@ CRITIC: Mapping[str, str] = {
         "Share of the variance of returns that the critic foretells. Rises from 0 towards 1; below 0 the critic is "
         "worse than a constant."
     ),
-    "critic/loss": "What the critic minimised, which is `critic/value_loss`. Moves with it.",
     "critic/lr": "Learning rate of the critic. Follows its schedule.",
     "critic/grad_norm": "Norm of the critic's gradient before it is cut. Steady, and large only at the start.",
 }

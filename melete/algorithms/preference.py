@@ -109,7 +109,7 @@ PREFERENCE_ALGORITHMS: Mapping[str, PreferenceAlgorithm] = {
         _row(
             "robust_dpo",
             preference.robust_dpo,
-            "Provably Robust DPO, Chowdhury et al. 2024 (2403.00409), eq. 12",
+            "Provably Robust DPO, Chowdhury et al. 2024 (2403.00409)",
             "loss = ((1 - e) L(chosen, rejected) - e L(rejected, chosen)) / (1 - 2 e),  e = label_smoothing",
             label_smoothing=0.1,
         ),
@@ -150,7 +150,7 @@ PREFERENCE_ALGORITHMS: Mapping[str, PreferenceAlgorithm] = {
         _row(
             "kto",
             preference.kto,
-            "KTO, Ethayarajh et al. 2024 (2402.01306), eq. 8",
+            "KTO, Ethayarajh et al. 2024 (2402.01306), eq. 7",
             "rho = log(policy/ref);  liked: loss = w (1 - sigmoid(beta (rho - z)));  "
             "disliked: loss = w (1 - sigmoid(beta (z - rho)))",
         ),
