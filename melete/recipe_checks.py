@@ -250,15 +250,26 @@ def _comparison_problems(stage: CompareStage) -> Iterator[Problem]:
 
 
 def _reward_problems(stage: RLStage) -> Iterator[Problem]:
-    from melete.rewards import REWARDS
+    from melete.rewards import REWARDS, reward_settings
 
     for name in stage.rewards:
+        part = stage.reward_parts.get(name)
         if name in stage.reward_models:
+            if part and (part.reward or part.settings):
+                yield f"reward_parts.{name}", "is the score of a model; it has a gate and a scale, and no settings"
             continue
-        if ":" in name:
-            yield from ((f"rewards.{name}", why) for why in _import_problems(name))
-        elif name not in REWARDS:
-            yield f"rewards.{name}", f"unknown reward; {did_you_mean(name, REWARDS, stage.name + '.rewards.')}"
+        kind = part.reward if part and part.reward else name
+        key = f"reward_parts.{name}.reward" if kind != name else f"rewards.{name}"
+        if ":" in kind:
+            yield from ((key, why) for why in _import_problems(kind))
+        elif kind not in REWARDS:
+            prefix = "" if kind != name else f"{stage.name}.rewards."
+            yield key, f"unknown reward; {did_you_mean(kind, REWARDS, prefix)}"
+        elif part:
+            known = reward_settings(kind)
+            for setting in part.settings.keys() - known.keys():
+                why = f"unknown setting of {kind}; {did_you_mean(setting, known)}"
+                yield f"reward_parts.{name}.settings.{setting}", why
 
 
 def _algorithm_problems(stage: RLStage, name: str, given: Mapping[str, Any]) -> Iterator[Problem]:

@@ -273,3 +273,38 @@ def test_settings_of_a_comparison_that_cannot_be_used_are_refused(settings_of: d
 def test_settings_that_would_be_ignored_are_refused(stage: dict[str, Any], message: str) -> None:
     task = {} if stage["kind"] == "reward_model" else {"task": {"name": "arithmetic_chain"}}
     assert message in refusal({"name": "mine", "stage": [{"name": "s"} | task | stage]})
+
+
+def test_parts_of_a_reward_have_settings_gates_and_scales() -> None:
+    stage = parse_recipe(
+        rl_tables(
+            rewards={"accuracy": 1.0, "format": 0.1, "short": 0.2},
+            reward_parts={
+                "accuracy": {"gate": "format"},
+                "short": {"reward": "overlong", "normalise": "group", "settings": {"cache_share": 0.5}},
+            },
+        )
+    ).stages[0]
+    assert stage.reward_parts["accuracy"].gate == "format" and stage.reward_parts["short"].reward == "overlong"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"acuracy": {}}, "rl.reward_parts.acuracy: has no weight; add it to rewards"),
+        ({"accuracy": {"gate": "format"}}, "rl.reward_parts.accuracy.gate: 'format' is no other part of rewards"),
+        ({"accuracy": {"gate": "accuracy"}}, "rl.reward_parts.accuracy.gate: 'accuracy' is no other part of rewards"),
+        (
+            {"accuracy": {"reward": "overlnog"}},
+            "rl.reward_parts.accuracy.reward: unknown reward; did you mean overlong?",
+        ),
+        ({"accuracy": {"reward": "no.such:thing"}}, "rl.reward_parts.accuracy.reward: cannot import no.such:thing"),
+        (
+            {"accuracy": {"reward": "overlong", "settings": {"cash_share": 0.5}}},
+            "rl.reward_parts.accuracy.settings.cash_share: unknown setting of overlong; did you mean cache_share?",
+        ),
+        ({"accuracy": {"normalize": "group"}}, "rl.reward_parts.accuracy.normalize"),
+    ],
+)
+def test_parts_that_cannot_be_made_are_refused(parts: dict[str, Any], message: str) -> None:
+    assert message in refusal(rl_tables(reward_parts=parts))

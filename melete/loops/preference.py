@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,8 +14,7 @@ from melete.datasets.encode import pair_rows
 from melete.learning.protocol import PairLearner
 from melete.loops.passes import OnStep, batch_numbers
 from melete.loops.rl_rollouts import SampleSettings, sample_rollouts
-from melete.rewards.grade import grade_groups
-from melete.rewards.rules import BatchReward, RewardFunction
+from melete.rewards.grade import RewardPart, grade_groups
 from melete.sampling.protocol import Sampler
 from melete.text.chat import pad_token
 from melete.types import PreferencePair, Problem, RolloutGroup
@@ -86,14 +84,6 @@ def train_offline(
         on_step(step, metrics, {"update_seconds": time.perf_counter() - started})
 
 
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """What decides which of two completions is better."""
-
-    rewards: Mapping[str, RewardFunction | BatchReward]
-    weights: Mapping[str, float]
-
-
 def train_online(
     *,
     start: int,
@@ -101,7 +91,7 @@ def train_online(
     problems: Callable[[int], Sequence[Problem]],
     settings: SampleSettings,
     sampler: Sampler,
-    judge: Judge,
+    judge: Mapping[str, RewardPart],
     learner: PairLearner,
     algorithm: PreferenceAlgorithm,
     tokenizer: PreTrainedTokenizerBase,
@@ -109,12 +99,14 @@ def train_online(
 ) -> None:
     """Online DPO: sample from the current policy, the best against the worst, one step, again (Guo et al. 2024).
 
+    The parts of `judge` decide which is better.
+
     A prompt whose samples are all alike in grade makes no pair.
     """
     for step in range(start, stop):
         clock = [time.perf_counter()]
         rollouts = sample_rollouts(sampler, tokenizer, problems(step), settings, step)
-        groups = grade_groups(rollouts, judge.rewards, judge.weights)
+        groups = grade_groups(rollouts, judge)
         clock.append(time.perf_counter())
         rows = [rows for group in groups for rows in best_against_worst(group)]
         data = PairData([], tokenizer)

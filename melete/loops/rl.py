@@ -21,7 +21,7 @@ from melete.learning.protocol import Critic, Learner
 from melete.loops.rl_metrics import step_metrics
 from melete.loops.rl_rollouts import Collected, SampleSettings, collect
 from melete.loops.rl_update import UpdateSettings, update_policy
-from melete.rewards.rules import BatchReward, RewardFunction
+from melete.rewards.grade import RewardPart
 from melete.sampling.protocol import Sampler
 from melete.text.chat import pad_token
 from melete.types import Problem, RolloutGroup
@@ -64,8 +64,7 @@ def train(
     sampler: Sampler,
     learner: Learner,
     tokenizer: PreTrainedTokenizerBase,
-    rewards: Mapping[str, RewardFunction | BatchReward],
-    reward_weights: Mapping[str, float],
+    rewards: Mapping[str, RewardPart],
     algorithm: Algorithm,
     on_step: Callable[[Step], None],
     critic: Critic | None = None,
@@ -79,9 +78,10 @@ def train(
     known = _annotators(learner, critic) | dict(annotators or {})
     for step in range(start, stop):
         clock = [time.perf_counter()]
-        found = collect(sampler, tokenizer, problems, step, settings.sampling, rewards, reward_weights, algorithm)
+        found = collect(sampler, tokenizer, problems, step, settings.sampling, rewards, algorithm)
         clock.append(time.perf_counter())
-        update = _credited(found, pad_token(tokenizer), algorithm, known, reward_weights, settings)
+        weights = {name: part.weight for name, part in rewards.items()}
+        update = _credited(found, pad_token(tokenizer), algorithm, known, weights, settings)
         stats = update_policy(update, algorithm, learner, critic, settings.update, step)
         algorithm = _with_adapted_kl(algorithm, stats, num_rollouts=sum(len(g.rollouts) for g in found.groups))
         if settings.reference_refresh_steps and (step + 1) % settings.reference_refresh_steps == 0:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from melete.algorithms import Algorithm
-from melete.rewards.grade import grade_groups
-from melete.rewards.rules import BatchReward, RewardFunction
+from melete.rewards.grade import Grading, RewardPart
 from melete.sampling.keys import rollout_key
 from melete.sampling.protocol import Sampler
 from melete.text.chat import decode_completion, prompt_tokens
-from melete.types import Problem, Rollout, RolloutGroup, SampleRequest, SamplingSettings
+from melete.types import Completion, Problem, Rollout, RolloutGroup, SampleRequest, SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +45,7 @@ def collect(
     problems: Callable[[int, int], Sequence[Problem]],
     step: int,
     settings: SampleSettings,
-    rewards: Mapping[str, RewardFunction | BatchReward],
-    reward_weights: Mapping[str, float],
+    rewards: Mapping[str, RewardPart],
     algorithm: Algorithm,
 ) -> Collected:
     """One draw of problems, or with dynamic sampling as many as fill the step with groups of unequal rewards.
@@ -60,10 +58,11 @@ def collect(
     while True:
         drawn = problems(step, draw)
         num_wanted = num_wanted or len(drawn)
-        rollouts = sample_rollouts(sampler, tokenizer, drawn, settings, step)
-        started = time.perf_counter()
-        groups = grade_groups(rollouts, rewards, reward_weights)
-        grade_seconds += time.perf_counter() - started
+        with Grading(rewards) as grading:
+            rollouts = sample_rollouts(sampler, tokenizer, drawn, settings, step, on_rollout=grading.start)
+            started = time.perf_counter()
+            groups = grading.finish(rollouts)
+            grade_seconds += time.perf_counter() - started
         everything += groups
         useful += [group for group in groups if has_signal(group)]
         draw += 1
@@ -84,8 +83,10 @@ def sample_rollouts(
     problems: Sequence[Problem],
     settings: SampleSettings,
     step: int,
+    *,
+    on_rollout: Callable[[Rollout], None] | None = None,
 ) -> list[list[Rollout]]:
-    """`group_size` rollouts of each problem."""
+    """`group_size` rollouts of each problem; `on_rollout` hears of each as soon as it is written."""
     requests = [
         SampleRequest(
             prompt_tokens(tokenizer, problem.messages),
@@ -96,13 +97,20 @@ def sample_rollouts(
         )
         for problem in problems
     ]
-    completions = sampler.sample(requests, settings.sampling)
+    made: dict[tuple[int, int], Rollout] = {}
+
+    def written(number: int, sibling: int, completion: Completion) -> Rollout:
+        if (number, sibling) not in made:
+            text = decode_completion(tokenizer, completion.tokens)
+            rollout = Rollout(problems[number], sibling, requests[number].prompt_tokens, completion, text)
+            made[number, sibling] = rollout
+            if on_rollout:
+                on_rollout(rollout)
+        return made[number, sibling]
+
+    completions = sampler.sample(requests, settings.sampling, on_completion=written)
+    # a sampler that says nothing before it is done is one too
     return [
-        [
-            Rollout(
-                problem, sibling, request.prompt_tokens, completion, decode_completion(tokenizer, completion.tokens)
-            )
-            for sibling, completion in enumerate(siblings)
-        ]
-        for problem, request, siblings in zip(problems, requests, completions, strict=True)
+        [written(number, sibling, completion) for sibling, completion in enumerate(siblings)]
+        for number, siblings in enumerate(completions)
     ]

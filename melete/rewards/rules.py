@@ -14,12 +14,32 @@ RewardFunction = Callable[[Rollout], float]
 
 @dataclass(frozen=True, slots=True)
 class BatchReward:
-    """A reward that is cheaper for many rollouts at once, such as a model's score."""
+    """A reward that is cheaper for many rollouts at once, such as a model's score.
 
-    scores: Callable[[Sequence[Rollout]], Sequence[float]]
+    An exception in the place of a score says that this one rollout could not be graded.
+    """
 
-    def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
+    scores: Callable[[Sequence[Rollout]], Sequence[float | Exception]]
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float | Exception]:
         return self.scores(rollouts)
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrentReward:
+    """A reward that waits for something outside this process: a sandbox, a pool of graders, a judge.
+
+    It may be called from `max_concurrent` threads, and is, as soon as a rollout is written, while others still are.
+    """
+
+    function: RewardFunction
+    max_concurrent: int = 4
+
+    def __call__(self, rollout: Rollout) -> float:
+        return self.function(rollout)
+
+
+AnyReward = RewardFunction | BatchReward | ConcurrentReward
 
 
 Grade = Callable[[Problem, str], float]

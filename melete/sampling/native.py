@@ -9,7 +9,7 @@ rollout's key and the token's position, so neither the other rows nor the order 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache
 from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
 from melete.sampling.kv_cache import has_attention, has_full_attention, make_cache, select_rows
+from melete.sampling.protocol import OnCompletion
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
 
 SPARE_TOKENS = 64  # room in the cache after the prompt before it is doubled
@@ -76,8 +77,14 @@ class NativeSampler:
         self.load_weights(state["model"], version=state["policy_version"])
 
     @torch.inference_mode()
-    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[list[Completion]]:
-        """For each request one completion per key, in order.
+    def sample(
+        self,
+        requests: Sequence[SampleRequest],
+        settings: SamplingSettings,
+        *,
+        on_completion: OnCompletion | None = None,
+    ) -> list[list[Completion]]:
+        """For each request one completion per key, in order; `on_completion` hears of each as soon as it is written.
 
         Raises `ValueError` for an empty prompt or a request without keys.
         """
@@ -86,22 +93,27 @@ class NativeSampler:
                 raise ValueError(f"request {number} has no {'keys' if request.prompt_tokens else 'prompt'}")
         was_training = self.model.training
         self.model.eval()
-        done: list[list[Completion]] = [[] for _ in requests]
+        done: list[list[Completion | None]] = [[None] * len(request.keys) for request in requests]
+
+        def written(number: int, sibling: int, completion: Completion) -> None:
+            done[number][sibling] = completion
+            if on_completion:
+                on_completion(number, sibling, completion)
+
         try:
             for wave in self._waves(requests):
-                completions = iter(self._write([part for _, part in wave], settings))
-                for number, part in wave:
-                    done[number] += [next(completions) for _ in part.keys]
+                places = [(number, start + n) for number, start, part in wave for n in range(len(part.keys))]
+                self._write([part for _, _, part in wave], settings, lambda row, c, at=places: written(*at[row], c))
         finally:
             self.model.train(was_training)
-        return done
+        return [[completion for completion in siblings if completion is not None] for siblings in done]
 
-    def _waves(self, requests: Sequence[SampleRequest]) -> Iterator[list[tuple[int, SampleRequest]]]:
-        """Requests (with their numbers) that are written together: prompts of similar length, at most `max_rows` rows.
+    def _waves(self, requests: Sequence[SampleRequest]) -> Iterator[list[tuple[int, int, SampleRequest]]]:
+        """Requests that are written together: prompts of similar length, at most `max_rows` rows.
 
-        A request is split only where it alone asks for more rows than that.
+        With each comes its number and that of its first key, for a request that alone asks for more rows is split.
         """
-        wave: list[tuple[int, SampleRequest]] = []
+        wave: list[tuple[int, int, SampleRequest]] = []
         num_rows = 0
         # equal prompts side by side, so that they share a wave
         for number, request in sorted(enumerate(requests), key=lambda r: (len(r[1].prompt_tokens), r[1].prompt_tokens)):
@@ -110,12 +122,14 @@ class NativeSampler:
                 if wave and num_rows + len(part.keys) > self.max_rows:
                     yield wave
                     wave, num_rows = [], 0
-                wave.append((number, part))
+                wave.append((number, start, part))
                 num_rows += len(part.keys)
         if wave:
             yield wave
 
-    def _write(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[Completion]:
+    def _write(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings, written: Callable[[int, Completion], None]
+    ) -> None:
         prompts = {prompt: n for n, prompt in enumerate(dict.fromkeys(request.prompt_tokens for request in requests))}
         logits, cache, mask = self._prefill(list(prompts), settings)
         row_of_key = [prompts[request.prompt_tokens] for request in requests for _ in request.keys]
@@ -129,8 +143,7 @@ class NativeSampler:
             stopped=torch.zeros(num_rows, dtype=torch.bool, device=logits.device),
         )
         select_rows(cache, row_prompt)  # the fork: every sibling gets its prompt's keys and values
-        self._decode(logits[row_prompt], cache, mask[row_prompt], wave, settings)
-        return self._completions(wave)
+        self._decode(logits[row_prompt], cache, mask[row_prompt], wave, settings, written)
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]], settings: SamplingSettings) -> tuple[Tensor, Cache, Tensor]:
         """Next-token logits [P, V], the cache, and the mask [P, L] of real tokens of left-padded prompts."""
@@ -153,8 +166,16 @@ class NativeSampler:
         )
         return output.logits[:, -1], cache, mask
 
-    def _decode(self, logits: Tensor, cache: Cache, mask: Tensor, wave: _Wave, settings: SamplingSettings) -> None:
-        """Fills `wave`; rows that have ended are dropped from the batch now and then."""
+    def _decode(
+        self,
+        logits: Tensor,
+        cache: Cache,
+        mask: Tensor,
+        wave: _Wave,
+        settings: SamplingSettings,
+        written: Callable[[int, Completion], None],
+    ) -> None:
+        """Fills `wave` and hands over each row when it ends; ended rows are dropped from the batch now and then."""
         alive = torch.arange(len(wave.keys), device=logits.device)  # the wave's row of each row of the batch
         next_position = mask.sum(dim=1)
         room = torch.ones(len(alive), settings.max_new_tokens, dtype=torch.bool, device=mask.device)
@@ -169,9 +190,13 @@ class NativeSampler:
             self.num_decoded_tokens += int(is_open.sum())
             wave.stopped[alive] |= ended & is_open
             wave.lengths[alive[ended & is_open]] = step + 1
+            for row in alive[ended & is_open].tolist():
+                written(row, self._completion(wave, row))
             is_open &= ~ended
             num_open = int(is_open.sum())
             if num_open == 0 or step + 1 == settings.max_new_tokens:
+                for row in alive[is_open].tolist():
+                    written(row, self._completion(wave, row))
                 break
             if num_open <= COMPACT_SHARE * len(alive):
                 kept = is_open.nonzero()[:, 0]
@@ -196,16 +221,11 @@ class NativeSampler:
         tails = self.tokenizer.batch_decode(wave.tokens[alive, start : step + 1].tolist())
         return torch.tensor([any(s in tail for s in settings.stop_strings) for tail in tails], device=alive.device)
 
-    def _completions(self, wave: _Wave) -> list[Completion]:
-        lengths, stopped = wave.lengths.tolist(), wave.stopped.tolist()
-        tokens, logprobs = wave.tokens.tolist(), wave.logprobs.tolist()
-        completions = []
-        for row, (length, has_stopped) in enumerate(zip(lengths, stopped, strict=True)):
-            length = length or len(tokens[row])
-            reason: FinishReason = "stop" if has_stopped else "length"
-            written = tuple(tokens[row][:length]), tuple(logprobs[row][:length])
-            completions.append(Completion(*written, reason, self.policy_version))
-        return completions
+    def _completion(self, wave: _Wave, row: int) -> Completion:
+        length = int(wave.lengths[row]) or wave.tokens.shape[1]
+        reason: FinishReason = "stop" if bool(wave.stopped[row]) else "length"
+        tokens, logprobs = wave.tokens[row, :length].tolist(), wave.logprobs[row, :length].tolist()
+        return Completion(tuple(tokens), tuple(logprobs), reason, self.policy_version)
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from melete.types import Completion, SampleRequest, SamplingSettings
+
+OnCompletion = Callable[[int, int, Completion], object]
 
 
 class Sampler(Protocol):
@@ -15,8 +17,17 @@ class Sampler(Protocol):
 
     policy_version: int
 
-    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[list[Completion]]:
-        """For each request one completion per key, in order. The result depends on nothing but request and weights."""
+    def sample(
+        self,
+        requests: Sequence[SampleRequest],
+        settings: SamplingSettings,
+        *,
+        on_completion: OnCompletion | None = None,
+    ) -> list[list[Completion]]:
+        """For each request one completion per key, in order. The result depends on nothing but request and weights.
+
+        `on_completion` hears of each as soon as it is written: number of the request, number of the key, completion.
+        """
         ...
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:

@@ -45,6 +45,19 @@ class RewardModelPart(Settings):
     """Score the whole response, or what is left of it without the thought."""
 
 
+class RewardPartSettings(Settings):
+    """How a part of the reward is made and counted."""
+
+    reward: str = ""
+    """The reward of the table, or an import path, that this part is; empty for the part's own name."""
+    gate: str = ""
+    """Another part of the reward; where that is not above 0, this one counts as 0."""
+    normalise: Literal["none", "group", "step"] = "none"
+    """Bring the part to mean 0 and deviation 1 within each group, or within the whole step."""
+    settings: dict[str, Setting] = {}
+    """Settings of the reward itself."""
+
+
 class RLStage(TrainingStage):
     """Reinforcement learning with verifiable rewards: sample, grade, give credit, update."""
 
@@ -54,6 +67,8 @@ class RLStage(TrainingStage):
     """The problems."""
     rewards: Annotated[dict[str, float], Field(min_length=1)] = {"accuracy": 1.0}
     """Weight of each part of the reward, by name."""
+    reward_parts: dict[str, RewardPartSettings] = {}
+    """How single parts are made and counted, by the name that `rewards` weighs them with."""
     reward_models: dict[str, RewardModelPart] = {}
     """Parts of the reward that are scores of trained models, by the name that `rewards` weighs them with."""
     algorithm: str = "grpo"
@@ -109,13 +124,8 @@ class RLStage(TrainingStage):
         return f"{self.task.name}, {self.num_steps} steps of {rollouts}, lr {self.lr:g}, reward {rewards}"
 
     def problems(self) -> Iterator[Problem]:
-        if self.critic and self.critic.trunk == "shared" and self.critic.model:
-            yield "critic.model", "starts a trunk of its own, and the trunk is shared; leave one of them out"
-        if self.critic and self.critic.trunk == "own" and self.critic.value_coef != CriticSettings().value_coef:
-            yield "critic.value_coef", 'belongs to trunk = "shared"; a critic of its own has its own loss'
-        for name in self.reward_models:
-            if name not in self.rewards:
-                yield f"reward_models.{name}", f"has no weight; add it to rewards: {name} = 1.0"
+        yield from self._critic_problems()
+        yield from self._part_problems()
         if self.warmup_steps > self.num_steps:
             yield "warmup_steps", f"{self.warmup_steps} is more than num_steps {self.num_steps}"
         if self.max_tokens_per_microbatch <= self.max_new_tokens:
@@ -125,6 +135,24 @@ class RLStage(TrainingStage):
             )
         if all(weight == 0 for weight in self.rewards.values()):
             yield "rewards", "every weight is 0, so every reward is 0 and nothing is learnt"
+
+    def _critic_problems(self) -> Iterator[Problem]:
+        if self.critic and self.critic.trunk == "shared" and self.critic.model:
+            yield "critic.model", "starts a trunk of its own, and the trunk is shared; leave one of them out"
+        if self.critic and self.critic.trunk == "own" and self.critic.value_coef != CriticSettings().value_coef:
+            yield "critic.value_coef", 'belongs to trunk = "shared"; a critic of its own has its own loss'
+
+    def _part_problems(self) -> Iterator[Problem]:
+        for table, names in (("reward_models", self.reward_models), ("reward_parts", self.reward_parts)):
+            for name in names:
+                if name not in self.rewards:
+                    yield f"{table}.{name}", f"has no weight; add it to rewards: {name} = 1.0"
+        for name, part in self.reward_parts.items():
+            if part.gate and (part.gate not in self.rewards or part.gate == name):
+                yield (
+                    f"reward_parts.{name}.gate",
+                    f"{part.gate!r} is no other part of rewards; give it a weight, 0 will do",
+                )
 
 
 TRAINING_SETTINGS = ("lr", "num_epochs", "num_minibatches")  # of a stage, and apart for each algorithm of a comparison

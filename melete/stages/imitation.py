@@ -13,7 +13,7 @@ from melete.loops import distill, sft
 from melete.loops.rl_rollouts import SampleSettings
 from melete.models.load import load_model, save_model
 from melete.models.moe import RouterBalancer
-from melete.rewards import RewardContext, make_rewards
+from melete.rewards.rules import accuracy
 from melete.sampling.native import NativeSampler
 from melete.schema import DistillStage, SFTStage
 from melete.stages.context import StageContext
@@ -77,12 +77,10 @@ def run_distill(stage: DistillStage, context: StageContext) -> dict[str, Any]:
     teacher = load_model(context.model_path(stage.teacher))
     task = make_task(stage.task.name, stage.task.own_settings())
     student_sampler = NativeSampler(model, tokenizer)
-    right = make_rewards(
-        ["accuracy"], RewardContext(task.grade, context.seed, opens_thought(tokenizer), is_plain(task))
-    )["accuracy"]
+    right = accuracy(task.grade, thought_opened=opens_thought(tokenizer), plain=is_plain(task))
 
     def is_right(rollout: Rollout) -> bool:
-        return rollout.completion.finish_reason == "stop" and right(rollout) == 1.0  # type: ignore[operator]
+        return rollout.completion.finish_reason == "stop" and right(rollout) == 1.0
 
     from_teacher = stage.method in ("sequence", "logits")
     writers = distill.Writers(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from melete.algorithms.preference import PreferenceAlgorithm, resolve_preference
 from melete.datasets.files import read_rows, write_rows
 from melete.learning.preference import PreferenceLearner
@@ -14,8 +16,8 @@ from melete.loops.passes import OnStep
 from melete.loops.rl_rollouts import SampleSettings, sample_rollouts
 from melete.models.load import save_model
 from melete.models.moe import RouterBalancer
-from melete.rewards import RewardContext, make_rewards
-from melete.rewards.grade import grade_groups
+from melete.rewards.grade import RewardPart, grade_groups
+from melete.rewards.rules import accuracy
 from melete.sampling.native import NativeSampler
 from melete.schema import PairsStage, PreferenceStage
 from melete.stages.context import StageContext
@@ -23,7 +25,7 @@ from melete.stages.rewards import score_reward
 from melete.stages.rl import held_out_of, optimizer_settings, train_problems
 from melete.stages.training import Training
 from melete.tasks import make_task
-from melete.tasks.base import is_plain
+from melete.tasks.base import Task, is_plain
 from melete.text.chat import opens_thought
 from melete.types import PreferencePair, SamplingSettings
 
@@ -35,20 +37,19 @@ def run_pairs(stage: PairsStage, context: StageContext) -> dict[str, Any]:
     started = time.perf_counter()
     tokenizer, model = context.load(stage.model)
     sampler, task = NativeSampler(model, tokenizer), make_task(stage.task.name, stage.task.own_settings())
-    opened = opens_thought(tokenizer)
     settings = SampleSettings(
         stage.samples_per_prompt,
         SamplingSettings(stage.max_new_tokens, stage.temperature),
         (context.seed, stage.name),
     )
-    rewards = make_rewards(["accuracy"], RewardContext(task.grade, context.seed, opened, is_plain(task)))
+    rewards = _by_grade(task, tokenizer)
     num_steps = -(-stage.num_prompts // PROMPTS_AT_ONCE)
     context.view.stage_started(stage.name, num_steps)
     pairs: list[PreferencePair] = []
     for step in range(num_steps):
         count = min(PROMPTS_AT_ONCE, stage.num_prompts - step * PROMPTS_AT_ONCE)
         problems = train_problems(task, context.seed, step, 0, PROMPTS_AT_ONCE)[:count]
-        groups = grade_groups(sample_rollouts(sampler, tokenizer, problems, settings, step), rewards, {"accuracy": 1.0})
+        groups = grade_groups(sample_rollouts(sampler, tokenizer, problems, settings, step), rewards)
         for group in groups:
             pairs += sampled_pairs(
                 group, stage.pairs_per_prompt, stage.label_noise, f"{context.seed}/{stage.name}/{step}"
@@ -63,6 +64,11 @@ def run_pairs(stage: PairsStage, context: StageContext) -> dict[str, Any]:
         "num_rows": len(pairs),
         "evaluations": [],
     }
+
+
+def _by_grade(task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, RewardPart]:
+    """The task's own grade and nothing else."""
+    return {"accuracy": RewardPart(accuracy(task.grade, thought_opened=opens_thought(tokenizer), plain=is_plain(task)))}
 
 
 def run_preference(stage: PreferenceStage, context: StageContext) -> dict[str, Any]:
@@ -127,11 +133,9 @@ def _online(
     algorithm: PreferenceAlgorithm,
     on_step: OnStep,
 ) -> None:
-    opened = opens_thought(tokenizer)
+    judge = _by_grade(task, tokenizer)
     if stage.reward_model:
-        rewards: Any = {"score": score_reward(stage.reward_model, "whole", context, tokenizer)}
-    else:
-        rewards = make_rewards(["accuracy"], RewardContext(task.grade, context.seed, opened, is_plain(task)))
+        judge = {"score": RewardPart(score_reward(stage.reward_model, "whole", context, tokenizer))}
     preference.train_online(
         start=begin,
         stop=end,
@@ -142,7 +146,7 @@ def _online(
             (context.seed, stage.name),
         ),
         sampler=sampler,
-        judge=preference.Judge(rewards, dict.fromkeys(rewards, 1.0)),
+        judge=judge,
         learner=learner,
         algorithm=algorithm,
         tokenizer=tokenizer,

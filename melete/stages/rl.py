@@ -23,8 +23,8 @@ from melete.loops.rl_update import UpdateSettings
 from melete.models.heads import new_scalar_model
 from melete.models.load import load_model, save_model
 from melete.models.moe import RouterBalancer
-from melete.rewards import RewardContext, make_rewards
-from melete.rewards.rules import BatchReward, RewardFunction
+from melete.rewards import PartSettings, RewardContext, reward_parts
+from melete.rewards.grade import RewardPart
 from melete.sampling.native import NativeSampler
 from melete.schema import RLStage, TrainingStage
 from melete.stages.context import StageContext
@@ -93,7 +93,6 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
             learner=work.learner,
             tokenizer=tokenizer,
             rewards=work.rewards,
-            reward_weights=stage.rewards,
             algorithm=_with_kl_coef(stage_algorithm(stage), training.extra.get("kl_coef")),
             on_step=on_step,
             critic=work.critic,
@@ -122,7 +121,7 @@ class _Workshop:
     learner: LocalLearner
     critic: LocalCritic | None
     held_out: HeldOut
-    rewards: Mapping[str, RewardFunction | BatchReward]
+    rewards: Mapping[str, RewardPart]
     annotators: Mapping[str, rl.Annotator]
     settings: rl.RLSettings
     parts: Mapping[str, Stateful]
@@ -147,7 +146,12 @@ class _Workshop:
         task = make_task(stage.task.name, stage.task.own_settings())
         opened = opens_thought(tokenizer)
         reward_context = RewardContext(task.grade, context.seed, opened, is_plain(task), stage.max_new_tokens)
-        rewards = make_rewards((name for name in stage.rewards if name not in stage.reward_models), reward_context)
+        own = {name: PartSettings(**dict(part)) for name, part in stage.reward_parts.items()}
+        weights = {name: weight for name, weight in stage.rewards.items() if name not in stage.reward_models}
+        rewards = reward_parts(weights, reward_context, own)
+        for name, function in model_rewards(stage.reward_models, context, tokenizer).items():
+            part = own.get(name, PartSettings())
+            rewards[name] = RewardPart(function, stage.rewards[name], part.gate, part.normalise)
         settings = rl.RLSettings(
             sampling=SampleSettings(
                 group_size=stage.group_size,
@@ -180,7 +184,7 @@ class _Workshop:
             learner=learner,
             critic=critic,
             held_out=held_out_of(stage, context, task, sampler, tokenizer),
-            rewards=rewards | model_rewards(stage.reward_models, context, tokenizer),
+            rewards=rewards,
             annotators=annotators,
             settings=settings,
             parts=parts,

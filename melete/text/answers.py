@@ -55,9 +55,10 @@ def without_thought(text: str, *, thought_opened: bool = False) -> str:
 
 
 def _malformed(text: str) -> ParsedCompletion:
-    head, closed, tail = text.partition("</think>")
-    thought = head.split("<think>", 1)[1].strip() if "<think>" in head else None
-    visible = tail if closed else ("" if thought is not None else text)
+    head, closed, tail = text.rpartition("</think>")  # what stands before another end of a thought was thought
+    before = head if closed else text
+    thought = before.split("<think>", 1)[1].strip() if "<think>" in before else None
+    visible = tail if closed or thought is None else ""
     # tag by tag, because a pattern with "anything" in the middle takes quadratic time on unclosed tags
     tags, pieces = _TAG.findall(visible), _TAG.split(visible)
     answers = [pieces[i + 1] for i, pair in enumerate(pairwise(tags)) if pair == ("<answer>", "</answer>")]

@@ -16,8 +16,9 @@ from melete.algorithms.preference import pair_metrics, resolve_preference
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.preference import PreferenceLearner
 from melete.loops.passes import batch_numbers, epoch_order
-from melete.loops.preference import Judge, PairData, train_offline, train_online
+from melete.loops.preference import PairData, train_offline, train_online
 from melete.loops.rl_rollouts import SampleSettings
+from melete.rewards.grade import RewardPart
 from melete.rewards.rules import BatchReward
 from melete.sampling.native import NativeSampler
 from melete.types import Message, PreferencePair, Problem, Rollout, SamplingSettings
@@ -126,7 +127,7 @@ def online(
         problems=problems,
         settings=SampleSettings(4, SamplingSettings(8), (0, "online")),
         sampler=sampler,
-        judge=Judge({"even": reward}, {"even": 1.0}),
+        judge={"even": RewardPart(reward)},
         learner=learner,
         algorithm=resolve_preference("dpo"),
         tokenizer=tokenizer(),

@@ -21,7 +21,7 @@ from melete.loops import rl
 from melete.loops.rl_rollouts import SampleSettings, has_signal
 from melete.loops.rl_update import UpdateSettings
 from melete.models.tiny import tiny_model, train_tokenizer
-from melete.rewards import RewardContext, make_rewards
+from melete.rewards import RewardContext, reward_parts
 from melete.sampling.native import NativeSampler
 from melete.tasks import make_task
 from melete.text.chat import decode_completion, prompt_tokens
@@ -83,8 +83,7 @@ def trained(
         sampler=NativeSampler(copy.deepcopy(model) if max_staleness else model, TOKENIZER),
         learner=learner,
         tokenizer=TOKENIZER,
-        rewards=make_rewards(weights, RewardContext(TASK.grade, seed)),
-        reward_weights=weights,
+        rewards=reward_parts(weights, RewardContext(TASK.grade, seed)),
         algorithm=row,
         on_step=steps.append,
         critic=tiny_critic(optimizer, TOKENIZER) if "values" in row.needs else None,

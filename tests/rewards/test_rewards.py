@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,8 +18,9 @@ from melete.batch import Annotations, Batch
 from melete.credit import credit
 from melete.errors import RecipeError
 from melete.rewards import REWARDS, RewardContext, make_rewards
-from melete.rewards.grade import grade_groups, grade_rollout
-from melete.rewards.rules import BatchReward, soft_overlong
+from melete.rewards.errors import GradingError
+from melete.rewards.grade import Grading, RewardPart, grade_groups, grade_rollout
+from melete.rewards.rules import BatchReward, ConcurrentReward, soft_overlong
 from melete.tasks import make_task
 from melete.text.answers import parse_completion
 from melete.types import Completion, FinishReason, Message, Problem, Rollout
@@ -172,12 +176,6 @@ def test_a_reward_is_the_weighted_sum_of_its_parts() -> None:
     assert reward.total == 2.0 and reward.parts == {"accuracy": 1.0, "format": 0.0} and not reward.reason
 
 
-def test_parts_and_weights_must_be_the_same() -> None:
-    for weights in ({}, {"accuracy": 1.0, "format": 1.0}):
-        with pytest.raises(ValueError, match="differ"):
-            grade_groups([[rollout("")]], make_rewards(["accuracy"], CONTEXT), weights)
-
-
 def test_a_failed_grade_leaves_the_statistics_of_its_group() -> None:
     """I25, I28: the advantages of the others are those of a group without the failed rollout."""
 
@@ -186,7 +184,7 @@ def test_a_failed_grade_leaves_the_statistics_of_its_group() -> None:
 
     def advantages(siblings: list[int]) -> dict[int, float]:
         rows = [[rollout("x", sibling=sibling) for sibling in siblings]]
-        groups = grade_groups(rows, {"r": fails_on_the_third}, {"r": 1.0})
+        groups = grade_groups(rows, {"r": RewardPart(fails_on_the_third)})
         batch = Batch.from_groups(groups, pad_token_id=0)
         update = credit(batch, Annotations({}), resolve("grpo", kl_coef=0.0))
         known = [sibling for sibling in siblings if sibling != 2]
@@ -272,8 +270,9 @@ def test_a_batch_reward_sees_all_rollouts_at_once_and_each_gets_its_own_score() 
         seen.append([found.text for found in rollouts])
         return [float(len(found.text)) for found in rollouts]
 
-    functions = {"length": BatchReward(lengths), "accuracy": make_rewards(["accuracy"], CONTEXT)["accuracy"]}
-    graded = grade_groups(groups_of(("a", "bbb"), ("cc", "", "a")), functions, {"length": 2.0, "accuracy": 1.0})
+    accuracy = make_rewards(["accuracy"], CONTEXT)["accuracy"]
+    parts = {"length": RewardPart(BatchReward(lengths), 2.0), "accuracy": RewardPart(accuracy)}
+    graded = grade_groups(groups_of(("a", "bbb"), ("cc", "", "a")), parts)
     assert seen == [["a", "bbb", "cc", "", "a"]]
     assert [[reward.parts["length"] for reward in group.rewards] for group in graded] == [[1.0, 3.0], [2.0, 0.0, 1.0]]
     assert [[reward.total for reward in group.rewards] for group in graded] == [[2.0, 6.0], [4.0, 0.0, 2.0]]
@@ -294,8 +293,8 @@ def times_out(_rollouts: Sequence[Rollout]) -> list[float]:
 )
 def test_a_batch_that_fails_is_a_failure_of_each_rollout_and_the_other_parts_stay(scores, reason: str) -> None:
     """I41, I42."""
-    functions = {"broken": BatchReward(scores), "long": long_answer}
-    graded = grade_groups(groups_of(("ab", "c"), ("",)), functions, {"broken": 1.0, "long": 1.0})
+    parts = {"broken": RewardPart(BatchReward(scores)), "long": RewardPart(long_answer)}
+    graded = grade_groups(groups_of(("ab", "c"), ("",)), parts)
     rewards = [reward for group in graded for reward in group.rewards]
     assert [reward.total for reward in rewards] == [None] * 3
     assert [dict(reward.parts) for reward in rewards] == [{"broken": None, "long": n} for n in (2.0, 1.0, 0.0)]
@@ -304,7 +303,102 @@ def test_a_batch_that_fails_is_a_failure_of_each_rollout_and_the_other_parts_sta
 
 def test_a_score_that_is_not_finite_is_a_failure_of_that_rollout_alone() -> None:
     """I42."""
-    functions = {"score": BatchReward(lambda _rollouts: [1.0, math.nan, -2.0])}
-    (group,) = grade_groups(groups_of(("a", "b", "c")), functions, {"score": 1.0})
+    parts = {"score": RewardPart(BatchReward(lambda _rollouts: [1.0, math.nan, -2.0]))}
+    (group,) = grade_groups(groups_of(("a", "b", "c")), parts)
     assert [reward.total for reward in group.rewards] == [1.0, None, -2.0]
     assert "not finite (nan)" in group.rewards[1].reason
+
+
+def test_an_exception_in_the_place_of_a_score_is_a_failure_of_that_rollout_alone() -> None:
+    """I41."""
+    parts = {"judge": RewardPart(BatchReward(lambda _rollouts: [1.0, GradingError("no verdict"), 0.0]))}
+    (group,) = grade_groups(groups_of(("a", "b", "c")), parts)
+    assert [reward.total for reward in group.rewards] == [1.0, None, 0.0]
+    assert group.rewards[1].reason == "judge: no verdict"
+
+
+def scores(*values: float | Exception) -> BatchReward:
+    return BatchReward(lambda _rollouts: list(values))
+
+
+def totals(parts: dict[str, RewardPart], *texts: Sequence[str]) -> list[list[float | None]]:
+    return [[reward.total for reward in group.rewards] for group in grade_groups(groups_of(*texts), parts)]
+
+
+def test_a_part_behind_a_gate_counts_only_where_the_gate_is_open() -> None:
+    """Accuracy 1, 1, 0 and format 1, 0, 1: the second answer is right and pays nothing."""
+    parts = {
+        "accuracy": RewardPart(scores(1.0, 1.0, 0.0), gate="format"),
+        "format": RewardPart(scores(1.0, 0.0, 1.0), 0.25),
+    }
+    (group,) = grade_groups(groups_of(("a", "b", "c")), parts)
+    assert [reward.total for reward in group.rewards] == [1.25, 0.0, 0.25]
+    assert [reward.parts["accuracy"] for reward in group.rewards] == [1.0, 1.0, 0.0]  # as it was graded
+
+
+def test_behind_a_gate_that_failed_nothing_is_known() -> None:
+    parts = {
+        "accuracy": RewardPart(scores(1.0, 1.0), gate="format"),
+        "format": RewardPart(scores(1.0, GradingError("?")), 0.0),
+    }
+    assert totals(parts, ("a", "b")) == [[1.0, None]]
+
+
+def test_a_gate_that_is_no_part_is_refused() -> None:
+    with pytest.raises(ValueError, match="the gate of accuracy is 'fromat', which is none of accuracy, format"):
+        Grading({"accuracy": RewardPart(long_answer, gate="fromat"), "format": RewardPart(long_answer)})
+
+
+def test_a_part_may_be_brought_to_the_scale_of_its_group_or_of_the_step() -> None:
+    """Groups (1, 3) and (10, 10): within the group -1, 1 and 0, 0; over the step the mean is 6."""
+    values = scores(1.0, 3.0, 10.0, 10.0)
+    assert totals({"r": RewardPart(values, normalise="group")}, ("a", "b"), ("c", "d")) == [[-1.0, 1.0], [0.0, 0.0]]
+    step = totals({"r": RewardPart(values, normalise="step")}, ("a", "b"), ("c", "d"))
+    deviation = statistics.pstdev([1, 3, 10, 10])
+    assert step[0] == pytest.approx([-5 / deviation, -3 / deviation])
+    assert step[1] == pytest.approx([4 / deviation] * 2)
+
+
+def test_what_is_not_known_leaves_the_scale() -> None:
+    values = scores(1.0, GradingError("?"), 3.0)
+    assert totals({"r": RewardPart(values, 2.0, normalise="group")}, ("a", "b", "c")) == [[-2.0, None, 2.0]]
+
+
+def test_a_concurrent_reward_begins_before_all_is_written_and_in_several_threads() -> None:
+    """Four rewards that wait for each other: graded one after another they would wait for ever."""
+    barrier = threading.Barrier(4, timeout=20)
+
+    def waits(found: Rollout) -> float:
+        barrier.wait()
+        return float(len(found.text))
+
+    rows = groups_of(("a", "bb"), ("ccc", "dddd"))
+    with Grading({"r": RewardPart(ConcurrentReward(waits, max_concurrent=4))}) as grading:
+        for siblings in rows:
+            for found in siblings:
+                grading.start(found)
+        graded = grading.finish(rows)
+    assert [[reward.total for reward in group.rewards] for group in graded] == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_a_concurrent_reward_that_was_not_started_is_graded_all_the_same() -> None:
+    parts = {"r": RewardPart(ConcurrentReward(long_answer)), "bad": RewardPart(ConcurrentReward(fails), 0.0)}
+    (group,) = grade_groups(groups_of(("a", "bb")), parts)
+    assert [reward.parts["r"] for reward in group.rewards] == [1.0, 2.0]
+    assert all(reward.total is None and "TimeoutError" in reward.reason for reward in group.rewards)
+
+
+def test_never_more_than_so_many_are_graded_at_once() -> None:
+    running, most, lock = [0], [0], threading.Lock()
+
+    def counts(_found: Rollout) -> float:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.005)
+        with lock:
+            running[0] -= 1
+        return 1.0
+
+    grade_groups(groups_of(["x"] * 20), {"r": RewardPart(ConcurrentReward(counts, max_concurrent=3))})
+    assert 1 < most[0] <= 3
