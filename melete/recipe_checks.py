@@ -206,8 +206,11 @@ def _key_of(stage: Stage, name: str) -> str:
     critic = getattr(stage, "critic", None)
     if critic is not None and critic.model == name:
         return "critic.model"
-    parts: Mapping[str, Any] = getattr(stage, "reward_models", {})
-    return next((f"reward_models.{part}.model" for part, found in parts.items() if found.model == name), "model")
+    for table in ("reward_models", "reward_judges"):
+        for part, found in getattr(stage, table, {}).items():
+            if found.model == name and not getattr(found, "base_url", ""):
+                return f"{table}.{part}.model"
+    return "model"
 
 
 def _task_problems(stage: Any) -> Iterator[Problem]:
@@ -254,9 +257,9 @@ def _reward_problems(stage: RLStage) -> Iterator[Problem]:
 
     for name in stage.rewards:
         part = stage.reward_parts.get(name)
-        if name in stage.reward_models:
+        if name in stage.reward_models or name in stage.reward_judges:
             if part and (part.reward or part.settings):
-                yield f"reward_parts.{name}", "is the score of a model; it has a gate and a scale, and no settings"
+                yield f"reward_parts.{name}", "is what a model says; it has a gate and a scale, and no settings"
             continue
         kind = part.reward if part and part.reward else name
         key = f"reward_parts.{name}.reward" if kind != name else f"rewards.{name}"

@@ -64,7 +64,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) + 0.0 for i in range(first, last + 1)]
+    return [float(f"{i * step:.10g}") + 0.0 for i in range(first, last + 1)]
 
 
 def number(value: float, share: bool = False) -> str:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from melete.errors import RecipeError
 from melete.imports import import_path
-from melete.rewards.grade import Normalise, RewardPart
 from melete.rewards.rules import AnyReward, ConcurrentReward, Grade, accuracy, format_tags, random_reward, soft_overlong
 from melete.suggest import did_you_mean
 
@@ -38,16 +37,6 @@ class RewardContext:
     slow_grade: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PartSettings:
-    """How a part of the reward is made and counted: `reward` is its name in the table, empty for the part's own."""
-
-    reward: str = ""
-    gate: str = ""
-    normalise: Normalise = "none"
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
 def _accuracy(context: RewardContext) -> AnyReward:
     reward = accuracy(context.grade, thought_opened=context.thought_opened, plain=context.plain)
     return ConcurrentReward(reward) if context.slow_grade else reward
@@ -57,11 +46,32 @@ def _overlong(context: RewardContext, *, cache_share: float = 0.2) -> AnyReward:
     return soft_overlong(context.max_new_tokens, cache_share=cache_share)
 
 
+def _math(context: RewardContext, *, bare_number: bool = False) -> AnyReward:
+    from melete.rewards.mathematics import math_accuracy
+
+    return ConcurrentReward(math_accuracy(thought_opened=context.thought_opened, bare_number=bare_number))
+
+
+def _code(
+    context: RewardContext, *, score: str = "all", at_least: str = "wasm", wall_s: float = 5.0, memory_mib: int = 256
+) -> AnyReward:
+    from melete.rewards.code import CodeReward
+    from melete.sandbox import Limits
+
+    if score not in ("all", "fraction"):
+        raise ValueError(f'score is "all" or "fraction", not {score!r}')
+    limits = Limits(wall_s=wall_s, cpu_s=wall_s, memory_bytes=memory_mib * 2**20)
+    judge = CodeReward(at_least=at_least, limits=limits, score=score, thought_opened=context.thought_opened)
+    return ConcurrentReward(judge, max_concurrent=2, graded_by=judge.executor_name)
+
+
 # a factory of the context; its other parameters are the settings of the part
 REWARDS: dict[str, Callable[..., AnyReward]] = {
     "accuracy": _accuracy,
+    "code": _code,
     "format": lambda context: format_tags(thought_opened=context.thought_opened),
     "format_with_thought": lambda context: format_tags(thought_required=True, thought_opened=context.thought_opened),
+    "math": _math,
     "overlong": _overlong,
     "random": lambda context: random_reward(seed=context.seed),
 }
@@ -98,18 +108,3 @@ def reward_settings(name: str) -> dict[str, Any]:
     """Settings of a reward of the table, with their defaults."""
     parameters = list(inspect.signature(REWARDS[name]).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}
-
-
-def reward_parts(
-    weights: Mapping[str, float], context: RewardContext, settings: Mapping[str, PartSettings] | None = None
-) -> dict[str, RewardPart]:
-    """The parts that `weights` names, made and counted as `settings` say.
-
-    Raises `RecipeError` as `make_reward` does.
-    """
-    parts = {}
-    for name, weight in weights.items():
-        own = (settings or {}).get(name, PartSettings())
-        function = make_reward(own.reward or name, context, own.settings)
-        parts[name] = RewardPart(function, weight, own.gate, own.normalise)
-    return parts

@@ -30,13 +30,27 @@ class ConcurrentReward:
     """A reward that waits for something outside this process: a sandbox, a pool of graders, a judge.
 
     It may be called from `max_concurrent` threads, and is, as soon as a rollout is written, while others still are.
+    `graded_by` says for the record what it is that is waited for.
     """
 
     function: RewardFunction
     max_concurrent: int = 4
+    graded_by: str = ""
 
     def __call__(self, rollout: Rollout) -> float:
         return self.function(rollout)
+
+
+def one_by_one(reward: BatchReward, max_concurrent: int, graded_by: str = "") -> ConcurrentReward:
+    """A batch reward asked about single rollouts, as soon as each is written."""
+
+    def single(rollout: Rollout) -> float:
+        (value,) = reward([rollout])
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    return ConcurrentReward(single, max_concurrent, graded_by)
 
 
 AnyReward = RewardFunction | BatchReward | ConcurrentReward

@@ -24,7 +24,7 @@ from melete.schema.imitation import DistillStage, SFTStage
 from melete.schema.preferences import PairsStage, PreferenceStage, RewardModelStage
 from melete.schema.pretrain import PretrainStage
 from melete.schema.recipe import STAGE_KINDS, AnyStage, Recipe
-from melete.schema.rl import CompareStage, CriticSettings, RewardModelPart, RLStage
+from melete.schema.rl import CompareStage, CriticSettings, JudgePart, RewardModelPart, RewardPartSettings, RLStage
 
 __all__ = [
     "BUNDLED_MODELS",
@@ -34,6 +34,7 @@ __all__ = [
     "CriticSettings",
     "DistillStage",
     "EvaluationSettings",
+    "JudgePart",
     "PairsStage",
     "PreferenceStage",
     "PretrainStage",
@@ -42,6 +43,7 @@ __all__ = [
     "Recipe",
     "RewardModelPart",
     "RewardModelStage",
+    "RewardPartSettings",
     "SFTStage",
     "Settings",
     "Stage",

@@ -45,6 +45,29 @@ class RewardModelPart(Settings):
     """Score the whole response, or what is left of it without the thought."""
 
 
+class JudgePart(Settings):
+    """A language model whose verdict is a part of the reward."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """The judge: its name at the endpoint; without base_url an earlier stage, a bundled model or a directory."""
+    verdict: Literal["correctness", "win_rate"] = "correctness"
+    """Right or wrong by the problem's gold answer, or better or worse than it, shown in both orders."""
+    base_url: str = ""
+    """An OpenAI-compatible endpoint, such as "https://host/v1"; empty for a model on this machine."""
+    key_variable: str = ""
+    """Name of the environment variable that holds the endpoint's key; empty for none."""
+    num_calls: Count = 2
+    """Calls for each completion; win_rate shows each order equally often."""
+    scope: Literal["answer", "completion"] = "answer"
+    """What the judge is shown: all but the thought, or everything."""
+    max_new_tokens: Count = 512
+    """Longest reply of the judge, in tokens."""
+    concurrency: Count = 8
+    """Questions that the endpoint is asked at the same time."""
+    timeout_s: Positive = 60.0
+    """Seconds that the endpoint has for one reply."""
+
+
 class RewardPartSettings(Settings):
     """How a part of the reward is made and counted."""
 
@@ -71,6 +94,8 @@ class RLStage(TrainingStage):
     """How single parts are made and counted, by the name that `rewards` weighs them with."""
     reward_models: dict[str, RewardModelPart] = {}
     """Parts of the reward that are scores of trained models, by the name that `rewards` weighs them with."""
+    reward_judges: dict[str, JudgePart] = {}
+    """Parts of the reward that are verdicts of language models, by the name that `rewards` weighs them with."""
     algorithm: str = "grpo"
     """A row of the table of algorithms, or the import path of a loss of your own, such as mypackage.losses:mine."""
     algorithm_settings: dict[str, Setting] = {}
@@ -113,6 +138,7 @@ class RLStage(TrainingStage):
         others += [self.teacher] if self.teacher else []
         others += [self.critic.model] if self.critic and self.critic.model else []
         others += [self.step_rewards] if self.step_rewards not in ("", "task") else []
+        others += [judge.model for judge in self.reward_judges.values() if not judge.base_url]
         return [*super().reads(), *others, *(part.model for part in self.reward_models.values())]
 
     def plan(self) -> str:
@@ -143,10 +169,15 @@ class RLStage(TrainingStage):
             yield "critic.value_coef", 'belongs to trunk = "shared"; a critic of its own has its own loss'
 
     def _part_problems(self) -> Iterator[Problem]:
-        for table, names in (("reward_models", self.reward_models), ("reward_parts", self.reward_parts)):
-            for name in names:
+        for table in ("reward_models", "reward_judges", "reward_parts"):
+            for name in getattr(self, table):
                 if name not in self.rewards:
                     yield f"{table}.{name}", f"has no weight; add it to rewards: {name} = 1.0"
+        for name in self.reward_models.keys() & self.reward_judges.keys():
+            yield f"reward_judges.{name}", "is the name of a reward model too; choose another"
+        for name, judge in self.reward_judges.items():
+            if judge.verdict == "win_rate" and judge.num_calls < 2:
+                yield f"reward_judges.{name}.num_calls", "must be at least 2 for win_rate, one in each order"
         for name, part in self.reward_parts.items():
             if part.gate and (part.gate not in self.rewards or part.gate == name):
                 yield (

@@ -14,16 +14,59 @@ from melete.batch import Batch, TokenRows
 from melete.learning.scoring import end_scores, scores_at, stream_of
 from melete.loops.rl import Annotator
 from melete.models.heads import load_scalar_model
-from melete.rewards.rules import BatchReward
-from melete.schema import RewardModelPart
+from melete.rewards import RewardContext, make_reward
+from melete.rewards.endpoint import ChatModel, Endpoint, EndpointSettings
+from melete.rewards.grade import RewardPart
+from melete.rewards.judge import correctness, win_rate
+from melete.rewards.rules import AnyReward, BatchReward, one_by_one
+from melete.sampling.native import NativeSampler
+from melete.sampling.replies import LocalChatModel
+from melete.schema import JudgePart, RewardModelPart, RewardPartSettings, RLStage
 from melete.stages.context import StageContext
 from melete.tasks.base import Task, step_labels_of
 from melete.text.chat import pad_token, tokens_after_thought
 from melete.text.steps import step_ends
-from melete.types import Rollout, RolloutGroup
+from melete.types import Rollout, RolloutGroup, SamplingSettings
 
 Span = Literal["whole", "summary"]
 TOKENS_AT_ONCE = 8192
+
+
+def stage_rewards(
+    stage: RLStage, reward_context: RewardContext, context: StageContext, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, RewardPart]:
+    """All parts of a stage's reward: rules, scores of reward models and verdicts of judges, in the recipe's order."""
+    made: dict[str, AnyReward] = dict(model_rewards(stage.reward_models, context, tokenizer))
+    for name, judge in stage.reward_judges.items():
+        made[name] = judge_reward(judge, context, thought_opened=reward_context.thought_opened)
+    parts = {}
+    for name, weight in stage.rewards.items():
+        own = stage.reward_parts.get(name, RewardPartSettings())
+        function = made[name] if name in made else make_reward(own.reward or name, reward_context, own.settings)
+        parts[name] = RewardPart(function, weight, own.gate, own.normalise)
+    return parts
+
+
+def judge_reward(part: JudgePart, context: StageContext, *, thought_opened: bool) -> AnyReward:
+    """The verdict of a model behind an endpoint, asked while others still write, or of one on this machine."""
+    if part.base_url:
+        settings = EndpointSettings(
+            part.base_url,
+            part.model,
+            part.key_variable,
+            max_tokens=part.max_new_tokens,
+            concurrency=part.concurrency,
+            timeout=part.timeout_s,
+            cache=context.run.path / "judge_cache.sqlite",
+        )
+        model: ChatModel = Endpoint(settings)
+    else:
+        tokenizer, weights = context.load(part.model)
+        sampler = NativeSampler(weights, tokenizer)
+        model = LocalChatModel(sampler, tokenizer, SamplingSettings(part.max_new_tokens), seed=context.seed)
+    make = win_rate if part.verdict == "win_rate" else correctness
+    judged = make(model, num_calls=part.num_calls, scope=part.scope, thought_opened=thought_opened)
+    return one_by_one(judged, part.concurrency, part.model) if part.base_url else judged
 
 
 def model_rewards(

@@ -23,12 +23,12 @@ from melete.loops.rl_update import UpdateSettings
 from melete.models.heads import new_scalar_model
 from melete.models.load import load_model, save_model
 from melete.models.moe import RouterBalancer
-from melete.rewards import PartSettings, RewardContext, reward_parts
+from melete.rewards import RewardContext
 from melete.rewards.grade import RewardPart
 from melete.sampling.native import NativeSampler
 from melete.schema import RLStage, TrainingStage
 from melete.stages.context import StageContext
-from melete.stages.rewards import model_rewards, step_annotators
+from melete.stages.rewards import stage_rewards, step_annotators
 from melete.stages.training import Stateful, Training
 from melete.tasks import make_task
 from melete.tasks.base import Task, is_plain
@@ -78,7 +78,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
             step.number,
             step.metrics,
             step.timings,
-            rollouts=_rollout_rows(stage.name, step),
+            rollouts=_rollout_rows(stage.name, step, work.rewards),
             shown=f"{shown.problem.messages[-1].content}\n{shown.text}",
             extra={"kl_coef": step.kl_coef},
         )
@@ -146,12 +146,7 @@ class _Workshop:
         task = make_task(stage.task.name, stage.task.own_settings())
         opened = opens_thought(tokenizer)
         reward_context = RewardContext(task.grade, context.seed, opened, is_plain(task), stage.max_new_tokens)
-        own = {name: PartSettings(**dict(part)) for name, part in stage.reward_parts.items()}
-        weights = {name: weight for name, weight in stage.rewards.items() if name not in stage.reward_models}
-        rewards = reward_parts(weights, reward_context, own)
-        for name, function in model_rewards(stage.reward_models, context, tokenizer).items():
-            part = own.get(name, PartSettings())
-            rewards[name] = RewardPart(function, stage.rewards[name], part.gate, part.normalise)
+        rewards = stage_rewards(stage, reward_context, context, tokenizer)
         settings = rl.RLSettings(
             sampling=SampleSettings(
                 group_size=stage.group_size,
@@ -239,9 +234,10 @@ def _teacher(stage: RLStage, context: StageContext) -> rl.Annotator:
     return logprobs
 
 
-def _rollout_rows(stage: str, step: rl.Step) -> list[dict[str, Any]]:
+def _rollout_rows(stage: str, step: rl.Step, parts: Mapping[str, RewardPart]) -> list[dict[str, Any]]:
     """The siblings of the step's first problem: enough to see what is being learnt."""
     group = step.groups[0]
+    graders = {name: by for name, part in parts.items() if (by := getattr(part.function, "graded_by", ""))}
     rows = []
     for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
         rows.append(
@@ -256,6 +252,7 @@ def _rollout_rows(stage: str, step: rl.Step) -> list[dict[str, Any]]:
                 "reward": reward.total,
                 "reward_parts": dict(reward.parts),
                 "reason": reward.reason,
+                **({"graded_by": graders} if graders else {}),
                 "finish_reason": rollout.completion.finish_reason,
                 "num_tokens": len(rollout.completion.tokens),
             }

@@ -29,7 +29,8 @@ from melete.learning.preference import PreferenceLearner
 from melete.loops import preference, rl
 from melete.loops.rl_rollouts import SampleSettings
 from melete.models.tiny import tiny_model, train_tokenizer
-from melete.rewards import RewardContext, reward_parts
+from melete.rewards import RewardContext, make_rewards
+from melete.rewards.grade import RewardPart
 from melete.sampling.native import NativeSampler
 from melete.schema.imitation import DistillStage
 from melete.schema.preferences import RewardModelStage
@@ -139,7 +140,10 @@ def logged_by_rl(algorithm: str, **settings: object) -> set[str]:
             model, optimizer=OptimizerSettings(num_steps=1), after_step=lambda: {"expert_load_max": 1.0}
         ),
         tokenizer=TOKENIZER,
-        rewards=reward_parts(weights, RewardContext(TASK.grade, 0)),
+        rewards={
+            name: RewardPart(function, weights[name])
+            for name, function in make_rewards(weights, RewardContext(TASK.grade, 0)).items()
+        },
         algorithm=chosen,
         on_step=steps.append,
         critic=critic,

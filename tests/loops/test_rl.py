@@ -21,7 +21,8 @@ from melete.loops import rl
 from melete.loops.rl_rollouts import SampleSettings, has_signal
 from melete.loops.rl_update import UpdateSettings
 from melete.models.tiny import tiny_model, train_tokenizer
-from melete.rewards import RewardContext, reward_parts
+from melete.rewards import RewardContext, make_rewards
+from melete.rewards.grade import RewardPart
 from melete.sampling.native import NativeSampler
 from melete.tasks import make_task
 from melete.text.chat import decode_completion, prompt_tokens
@@ -83,7 +84,10 @@ def trained(
         sampler=NativeSampler(copy.deepcopy(model) if max_staleness else model, TOKENIZER),
         learner=learner,
         tokenizer=TOKENIZER,
-        rewards=reward_parts(weights, RewardContext(TASK.grade, seed)),
+        rewards={
+            name: RewardPart(function, weights[name])
+            for name, function in make_rewards(weights, RewardContext(TASK.grade, seed)).items()
+        },
         algorithm=row,
         on_step=steps.append,
         critic=tiny_critic(optimizer, TOKENIZER) if "values" in row.needs else None,

@@ -42,3 +42,9 @@ def test_a_chart_in_words() -> None:
 def test_a_vanishing_negative_is_written_as_zero() -> None:
     assert number(-0.001, share=True) == "0\xa0%"
     assert number(-0.0) == "0"
+
+
+@pytest.mark.parametrize("height", [1e-30, 1e-12, 1e12])
+def test_ticks_of_very_small_and_very_large_numbers_are_apart(height: float) -> None:
+    ticks = nice_ticks(0.0, height)
+    assert len(set(ticks)) == len(ticks) > 2 and ticks[-1] >= height * (1 - 1e-9)

@@ -209,7 +209,7 @@ def test_a_reward_of_ones_own_is_named_by_its_import_path() -> None:
         ("", "known are accuracy"),
         ("no_such_module:reward", "no_such_module"),
         ("math:no_such_function", "no_such_function"),
-        ("math", "package.module:function"),
+        ("sys", "package.module:function"),
         ("math:pi", "not a function"),
         (":sin", "package.module:function"),
     ],
@@ -228,7 +228,9 @@ def test_a_module_that_breaks_while_it_is_imported_is_a_refusal(tmp_path, monkey
 
 
 def test_every_reward_of_the_table_is_between_zero_and_one_for_any_text() -> None:
-    for name in sorted(REWARDS.keys() - {"overlong"}):  # a penalty, from -1 to 0
+    for name in sorted(
+        REWARDS.keys() - {"overlong", "code"}
+    ):  # a penalty, from -1 to 0; programs have tests of their own
         for text in ("", "<answer>6</answer>", "<think></think><answer>6</answer>", "\x00", "<answer>" * 1000):
             assert 0.0 <= score(name, text) <= 1.0
 
