@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from melete.errors import MeleteError
+from melete.errors import MeleteError, RecipeError
 from melete.threads import prepare_threads
 
 if TYPE_CHECKING:
     from melete.config import Recipe
+    from melete.tasks.base import Task
 
 BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 
@@ -168,6 +169,103 @@ def report(
 
         build_report(run_dir)
         typer.echo(closing_lines(run_dir))
+
+
+tasks = typer.Typer(name="tasks", help="Look at tasks, and try one yourself.", no_args_is_help=True)
+app.add_typer(tasks)
+TaskName = Annotated[str, typer.Argument(help="A task's name, as `melete tasks ls` lists them.")]
+TaskSetting = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the task: min_terms=3."),
+]
+SplitName = Annotated[str, typer.Option(help="train or held_out.")]
+
+
+def _task(name: str, overrides: list[str]) -> Task:
+    """The task with settings given as "key=value"."""
+    from melete.config import parse_value
+    from melete.tasks import make_task
+
+    settings = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {override} has no value", remedy="write --set KEY=VALUE")
+        settings[key.strip()] = parse_value(value)
+    return make_task(name, settings)
+
+
+@tasks.command("ls")
+def tasks_ls(debug: Debug = False) -> None:
+    """List the tasks with their settings."""
+    with plain_errors(debug):
+        from melete.tasks.show import listing
+
+        typer.echo(listing())
+
+
+@tasks.command("show")
+def tasks_show(
+    task: TaskName,
+    overrides: TaskSetting = None,
+    num_problems: Annotated[int, typer.Option("--num-problems", "-n", min=1, help="How many problems.")] = 5,
+    split: SplitName = "held_out",
+    debug: Debug = False,
+) -> None:
+    """Show problems with their right answers."""
+    with plain_errors(debug):
+        from melete.tasks.show import shown, split_named
+
+        found = _task(task, overrides or [])
+        for index in range(num_problems):
+            typer.echo(shown(found.problem(split_named(split), index), with_gold=True))
+
+
+@tasks.command("play")
+def tasks_play(
+    task: TaskName,
+    overrides: TaskSetting = None,
+    num_problems: Annotated[int, typer.Option("--num-problems", "-n", min=1, help="How many problems.")] = 5,
+    split: SplitName = "held_out",
+    debug: Debug = False,
+) -> None:
+    """Answer problems yourself and see the grade; an empty line or Ctrl-D stops."""
+    with plain_errors(debug):
+        from melete.tasks.show import graded, shown, split_named
+
+        found, scores = _task(task, overrides or []), list[float]()
+        for index in range(num_problems):
+            problem = found.problem(split_named(split), index)
+            typer.echo(shown(problem, with_gold=False))
+            typer.echo("your answer: ", nl=False)
+            answer = sys.stdin.readline()
+            if not answer.strip():
+                break
+            score, told = graded(found, problem, answer.rstrip("\n"))
+            scores += [] if score is None else [score]
+            typer.echo(told)
+        typer.echo(f"\n{sum(scores):g} of {len(scores)}" if scores else "\nnothing was answered")
+
+
+@app.command()
+def audit(
+    task: TaskName,
+    overrides: TaskSetting = None,
+    num_problems: Annotated[int, typer.Option("--num-problems", "-n", min=1, help="How many problems.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0,
+    split: SplitName = "train",
+    debug: Debug = False,
+) -> None:
+    """Try wrong answers that might be paid and right ones that might not; exit status 1 if any is found."""
+    with plain_errors(debug):
+        from melete.rewards.audit import audit as audited
+        from melete.rewards.audit import render
+        from melete.tasks.show import split_named
+
+        found = audited(_task(task, overrides or []), num_problems=num_problems, seed=seed, split=split_named(split))
+        typer.echo(render(found))
+        if not found.ok:
+            raise typer.Exit(1)
 
 
 def plan_text(recipe: Recipe, run_dir: Path) -> str:

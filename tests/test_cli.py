@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from melete.cli import app, plain_errors
 from melete.config import bundled_recipes
 from melete.errors import ModelError, RecipeError
+from melete.tasks import make_task
 from melete.threads import num_threads, prepare_threads, threads_for
 
 
@@ -202,3 +203,44 @@ def test_a_small_model_has_one_thread_unless_the_user_says_otherwise():
     chosen = {"OMP_NUM_THREADS": "3"}
     prepare_threads(chosen)
     assert threads_for(10**6, 3, chosen) == 3
+
+
+def test_tasks_are_listed_with_their_settings():
+    done = melete("tasks", "ls")
+    assert done.exit_code == 0
+    for name in ("arithmetic_chain", "countdown", "verse", "min_terms=5"):
+        assert name in done.output
+
+
+def test_problems_are_shown_with_their_answers():
+    done = melete("tasks", "show", "arithmetic_chain", "-n", "2", "--set", "min_terms=3", "--set", "max_terms=3")
+    assert done.exit_code == 0 and done.output.count("right answer: ") == 2
+
+
+def test_a_person_may_answer_and_sees_the_grade():
+    task = make_task("arithmetic_chain", {})
+    golds = [task.problem("held_out", index).gold for index in range(3)]
+    typed = f"{golds[0]}\n<think>hm</think>{int(golds[1]) + 1}\n\n"
+    done = CliRunner().invoke(app, ["tasks", "play", "arithmetic_chain"], input=typed)
+    assert done.exit_code == 0
+    assert f"a right answer is {golds[1]}" in done.output and "1 of 2" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tasks", "show", "arithmetic_chian"], "did you mean arithmetic_chain?"),
+        (["tasks", "show", "arithmetic_chain", "--set", "min_terms"], "write --set KEY=VALUE"),
+        (["tasks", "show", "arithmetic_chain", "--set", "min_term=3"], "min_terms"),
+        (["tasks", "show", "arithmetic_chain", "--split", "test"], "no split is called 'test'"),
+        (["audit", "nothing"], "no task is called 'nothing'"),
+    ],
+)
+def test_a_task_that_cannot_be_shown_is_told(arguments: list[str], message: str):
+    done = melete(*arguments)
+    assert done.exit_code == 2 and message in done.output
+
+
+def test_an_audit_of_sums_finds_nothing():
+    done = melete("audit", "arithmetic_chain", "-n", "2")
+    assert done.exit_code == 0, done.output

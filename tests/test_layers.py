@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": LEAVES | {"schema", "recipe_checks"},
     "stages": BELOW_STAGES | {"schema", "recipe_checks", "live", "threads"},
     "pipeline": BELOW_STAGES | {"schema", "stages", "live", "report"},
-    "cli": LEAVES | {"schema", "config", "pipeline", "live", "report", "threads", "algorithms"},
+    "cli": LEAVES | {"schema", "config", "pipeline", "live", "report", "threads", "algorithms", "tasks", "rewards"},
 }
 NO_TORCH = ("types", "errors", "imports", "config", "schema", "suggest", "threads", "cli")
 ONLY_THESE_LIBRARIES = {"types": set(), "errors": set(), "functional": {"torch", "jaxtyping"}}

@@ -55,7 +55,8 @@ class EndpointSettings:
     `base_url` ends in "/v1", as in OpenAI's own client; `key_variable` is the NAME of the environment variable with the
     key, empty for none. `temperature` and `max_tokens` are left out where they are `None`, and `extra` is sent as it
     is. `timeout` holds for one try from connecting to the last byte. Of `num_tries`, each waits twice as long as the
-    one before, from `first_wait` up to `longest_wait`; an endpoint that asks for more patience is not asked again.
+    one before, from `first_wait` up to `longest_wait`; an endpoint that asks for more patience is not asked again. One
+    that does not answer several conversations in a row is left alone for `rest`.
     """
 
     base_url: str
@@ -69,6 +70,7 @@ class EndpointSettings:
     num_tries: int = 5
     first_wait: float = 0.5
     longest_wait: float = 60.0
+    rest: float = 10.0
     max_bytes: int = 2**20
     cache: Path | None = None
 
@@ -80,8 +82,8 @@ class EndpointSettings:
             raise RecipeError("base_url holds more than an address", remedy="name a variable with the key instead")
         if min(self.concurrency, self.num_tries, self.max_bytes) < 1:
             raise RecipeError("concurrency, num_tries and max_bytes must be at least 1")
-        if not (self.timeout > 0 and 0 <= self.first_wait <= self.longest_wait):
-            raise RecipeError("timeout must be above 0, and first_wait from 0 to longest_wait")
+        if not (self.timeout > 0 and 0 <= self.first_wait <= self.longest_wait and self.rest >= 0):
+            raise RecipeError("timeout must be above 0, rest 0 or more, and first_wait from 0 to longest_wait")
 
     @property
     def url(self) -> str:
@@ -98,25 +100,23 @@ class _Failure:
     wait: float = 0.0
 
 
-@dataclass(slots=True)
-class _Asked:
-    """What is shared by the conversations of one batch; `lost` counts those given up in a row."""
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """The secret of one batch, which its repr does not tell."""
 
-    key: str
-    lost: int = 0
-    last: str = ""
+    secret: str = field(repr=False)
 
     def clean(self, text: str) -> str:
         """The text without the key."""
-        return text.replace(self.key, "[key]") if self.key else text
+        return text.replace(self.secret, "[key]") if self.secret else text
 
 
 class Endpoint(ChatModel):
     """Asks for replies over HTTP, at most `concurrency` at a time over all threads, and keeps them in the cache.
 
     Connections, and so the bound, are shared by all that use this object; `close` ends them. When as many
-    conversations as run at a time (and at least four) were lost in a row to an endpoint that does not answer, the rest
-    of the batch is given up. Raises `RecipeError` when the key's variable is not set or the HTTP client is missing.
+    conversations as run at a time (and at least four) were lost in a row to an endpoint that does not answer, others
+    fail at once until `rest` is over. Raises `RecipeError` when the key's variable is not set or the client is missing.
     """
 
     def __init__(self, settings: EndpointSettings) -> None:
@@ -191,7 +191,8 @@ class Endpoint(ChatModel):
     def _forget(self) -> None:
         self._pid, self._starting = os.getpid(), threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._not_before = 0.0
+        self._not_before = self._down_until = 0.0
+        self._num_lost, self._last_loss = 0, ""
 
     def _running(self) -> asyncio.AbstractEventLoop:
         """The event loop, in a thread of its own; threads do not survive a fork, so a forked process starts anew."""
@@ -222,33 +223,41 @@ class Endpoint(ChatModel):
         loop.close()
 
     async def _ask_all(self, asked: Mapping[str, bytes]) -> dict[str, str | GradingError]:
-        batch = _Asked(self._key())
-        found = await asyncio.gather(*(self._ask(key, body, batch) for key, body in asked.items()))
+        secret = _Key(self._key())
+        found = await asyncio.gather(*(self._ask(key, body, secret) for key, body in asked.items()))
         return dict(zip(asked, found, strict=True))
 
-    async def _ask(self, cache_key: str, body: bytes, batch: _Asked) -> str | GradingError:
+    async def _ask(self, cache_key: str, body: bytes, secret: _Key) -> str | GradingError:
         async with self._slots:
-            if batch.lost >= max(4, self.settings.concurrency):
-                return GradingError(f"not asked, because the endpoint does not answer: {batch.last}")
+            if time.monotonic() < self._down_until:
+                return GradingError(f"not asked, because the endpoint does not answer: {self._last_loss}")
             try:
-                found = await self._try_often(body, batch)
+                found = await self._try_often(body, secret)
             except Exception as error:  # one conversation's failure must not be that of its whole batch
-                found = _Failure(batch.clean(f"{type(error).__name__}: {error}")[:_EXCERPT], again=False)
+                found = _Failure(secret.clean(f"{type(error).__name__}: {error}")[:_EXCERPT], again=False)
+        self._count(found)
         if isinstance(found, _Failure):
-            batch.lost, batch.last = (batch.lost + 1, found.reason) if found.again else (0, "")
             return GradingError(found.reason)
-        batch.lost = 0
         if self._cache:
             self._cache.put(cache_key, found)
         return found
 
-    async def _try_often(self, body: bytes, batch: _Asked) -> str | _Failure:
+    def _count(self, found: str | _Failure) -> None:
+        """Keeps account of conversations lost in a row; even a refusal is an answer."""
+        if isinstance(found, str) or not found.again:
+            self._num_lost = 0
+            return
+        self._num_lost, self._last_loss = self._num_lost + 1, found.reason
+        if self._num_lost >= max(4, self.settings.concurrency):
+            self._down_until = time.monotonic() + self.settings.rest
+
+    async def _try_often(self, body: bytes, secret: _Key) -> str | _Failure:
         settings = self.settings
         found: str | _Failure = _Failure("not asked", again=False)
         for number in range(settings.num_tries):
             while (pause := self._not_before - time.monotonic()) > 0:  # another conversation was told to wait
                 await asyncio.sleep(pause)
-            found = await self._try(body, batch)
+            found = await self._try(body, secret)
             if isinstance(found, str) or not found.again:
                 return found
             if found.wait > settings.longest_wait:
@@ -261,10 +270,10 @@ class Endpoint(ChatModel):
         assert isinstance(found, _Failure)
         return _Failure(f"{found.reason} (tried {settings.num_tries} times)", again=True)
 
-    async def _try(self, body: bytes, batch: _Asked) -> str | _Failure:
+    async def _try(self, body: bytes, secret: _Key) -> str | _Failure:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if batch.key:
-            headers["Authorization"] = f"Bearer {batch.key}"
+        if secret.secret:
+            headers["Authorization"] = f"Bearer {secret.secret}"
         try:
             async with (
                 asyncio.timeout(self.settings.timeout),
@@ -278,14 +287,14 @@ class Endpoint(ChatModel):
         except (TimeoutError, self._http.TimeoutException):
             return _Failure(f"no reply within {self.settings.timeout:g} s", again=True)
         except self._http.TransportError as error:
-            return _Failure(batch.clean(f"{type(error).__name__}: {error}")[:_EXCERPT], again=True)
+            return _Failure(secret.clean(f"{type(error).__name__}: {error}")[:_EXCERPT], again=True)
         except self._http.HTTPError as error:
-            return _Failure(batch.clean(f"{type(error).__name__}: {error}")[:_EXCERPT], again=False)
-        text = batch.clean(data.decode(errors="replace"))
+            return _Failure(secret.clean(f"{type(error).__name__}: {error}")[:_EXCERPT], again=False)
+        text = secret.clean(data.decode(errors="replace"))
         if response.status_code != 200:
             return _refused(response.status_code, response.headers, text)
         found = _content(text)
-        return batch.clean(found) if isinstance(found, str) else found  # an escaped key shows only now
+        return secret.clean(found) if isinstance(found, str) else found  # an escaped key shows only now
 
 
 def _refused(status: int, headers: Mapping[str, str], text: str) -> _Failure:

@@ -40,6 +40,12 @@ _REWRITES = (
     (re.compile(r"(?<![\\A-Za-z])(pi|infty|theta|alpha|beta|sin|cos|tan|log|ln)(?![a-z])"), r"\\\1 "),
     (re.compile(r"(?<![\\A-Za-z])infinity(?![a-z])"), r"\\infty "),
 )
+
+
+def _listed(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 _INT = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _ARG = r"(?:\s*\{\s*([+-]?\d+)\s*\}|\s*(\d))"
 _FRACTION = re.compile(rf"(?:(\d+)\s*)?\\frac{_ARG}{_ARG}", re.ASCII)
@@ -50,11 +56,12 @@ _DECIMAL = re.compile(
 _TEXT = re.compile(r"\\(?:text|textrm|textit|textbf|mathrm|mathbf|mathit|mbox|rm|operatorname)\s*\{([^{}]*)\}")
 _NAME = re.compile(r"((?:[A-Za-z]|\\(?:alpha|beta|theta|lambda|mu|phi))(?:_\{?\w\}?)?(?:\(\s*[A-Za-z]\s*\))?)\s*=(?!=)")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' .-]*")
-_SHORT_WORDS = frozenset("yes no odd up nan inf one two six ten all any mon tue wed thu fri sat sun".split())
-_NOT_WORDS = frozenset("sqrt frac sinh cosh tanh gamma delta lambda sigma omega arcsin arccos arctan".split())
+_SHORT_WORDS = _listed("yes no odd up nan inf one two six ten all any mon tue wed thu fri sat sun")
+_NOT_WORDS = _listed("sqrt frac sinh cosh tanh gamma delta lambda sigma omega arcsin arccos arctan")
 _MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _UNIT = re.compile(r"[A-Za-z]+(?:\s*\^\s*\{?-?\d\}?)?(?:(?:\s*[/*.]\s*|\s+)[A-Za-z]+(?:\s*\^\s*\{?-?\d\}?)?)*\.?")
-_NOT_UNITS = frozenset("or and to mod sqrt exp sin cos tan log factorial squared cubed over times plus minus".split())
+_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?")
+_NOT_UNITS = _listed("or and to mod sqrt exp sin cos tan log factorial squared cubed over times plus minus")
 _UNITS = {  # short names that need no space before them, and the names that mean them
     "mm": ("millimeter", "millimetre"), "cm": ("centimeter", "centimetre"), "m": ("meter", "metre"),
     "km": ("kilometer", "kilometre"), "in": ("inch", "inche"), "ft": ("foot", "feet"), "mi": ("mile",),
@@ -167,14 +174,14 @@ def _body(text: str, depth: int) -> Number | Words | Collection | Formula | None
     if number is not None:
         return number
     parts = split_top(text)
-    if not is_balanced(text) or not parts:
-        return None
-    words = _read_words(text)
-    if words is not None:
+    words = _read_words(text) if is_balanced(text) else None
+    if words is not None or not is_balanced(text):
         return words
     inner = parts[0] if len(parts) == 1 else ""
     brackets = _brackets(text)
-    if brackets and is_balanced(text[len(brackets[0]) : -len(brackets[1])], ordered=True):
+    if brackets and is_balanced(
+        text[len(brackets[0]) : -len(brackets[1])],
+    ):
         inner = text[len(brackets[0]) : -len(brackets[1])].strip()
         parts, kind = split_top(inner), (brackets[0] + brackets[1]).replace("\\", "")
         if len(parts) == 1 and kind == "()":  # parentheses around one thing
@@ -275,23 +282,19 @@ def _read_decimal(text: str) -> tuple[Fraction, int, bool] | None:
 def _read_unit(tail: str) -> tuple[str, int] | None:
     """(Unit, factor of a word such as million), or `None` for what is no unit but a part of a formula."""
     stripped = tail.strip()
-    if not stripped:
-        return "", 1
-    if re.fullmatch(r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?", stripped):
-        return "degree", 1
+    if not stripped or _DEGREES.fullmatch(stripped):
+        return "degree" if stripped else "", 1
     base = re.fullmatch(r"_\s*\{?\s*(\d\d?)\s*\}?", stripped, re.ASCII)
     if base:
         return f"base {base[1]}", 1
     words = re.sub(r"\s+", " ", _TEXT.sub(r"\1", stripped)).strip()
-    if not _UNIT.fullmatch(words):
+    tokens = re.findall(r"[a-z]+", words.lower())
+    if not _UNIT.fullmatch(words) or _NOT_UNITS.intersection(tokens):
         return None
     in_text = _TEXT.match(stripped) is not None
-    *others, last = re.findall(r"[a-z]+", words.lower())
-    if {*others, last} & _NOT_UNITS:
-        return None
     known = _unit_name(words)
-    spaced = tail[:1].isspace() and all(len(word) > 2 or word in _UNIT_NAMES for word in (*others, last))
-    if not (in_text or spaced and len(words) > 1 or known in _UNITS and len(words) > 1):
+    spaced = tail[:1].isspace() and all(len(word) > 2 or word in _UNIT_NAMES for word in tokens)
+    if not in_text and (len(words) == 1 or not (spaced or known in _UNITS)):
         return None
     first, _, remaining = words.partition(" ")
     factor = _MULTIPLIERS.get(first.lower(), 1)
@@ -343,8 +346,8 @@ def split_top(text: str) -> list[str]:
     return [*parts, text[begin:].strip()]
 
 
-def is_balanced(text: str, *, ordered: bool = False) -> bool:
-    """Whether braces match and no bracket is nested too deeply; `ordered`: no bracket closes before it opens."""
+def is_balanced(text: str) -> bool:
+    """Whether braces match, as many brackets open as close, none closes first, and none is nested too deeply."""
     depth = braces = 0
     for match in _TOKEN.finditer(text):
         step = _OPENS.get(match.group(), 0)

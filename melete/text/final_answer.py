@@ -57,7 +57,9 @@ def final_answer(text: str, *, thought_opened: bool = False, bare_number: bool =
     if boxed is None or tagged is None:
         return None
     if boxed or tagged:
-        return (boxed or tagged)[-1] if len({comparable(answer) for answer in boxed + tagged}) == 1 else None
+        last = comparable((boxed or tagged)[-1])
+        agree = all(comparable(answer) == last for answer in set(boxed + tagged))
+        return (boxed or tagged)[-1] if agree else None
     hashes = [line.strip() for line in _HASHES.findall(visible)]
     if hashes:
         numbers = {comparable(line) for line in hashes if _NUMBER.fullmatch(comparable(line))} | {

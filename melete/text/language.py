@@ -23,17 +23,27 @@ MAX_SPAN = 2000  # characters; a `$` whose partner is farther away is a dollar, 
 
 UNSPACED = frozenset({"han", "kana", "thai"})  # each character counts as a word
 _SCRIPTS = {  # Unicode blocks, as in a character class
-    "latin": "A-Za-zªºÀ-ÖØ-öø-ɏ\u0300-\u036f\u1e00-\u1effＡ-Ｚａ-ｚ", "greek": "Ͱ-Ͽ\u1f00-\u1fff", "cyrillic": "Ѐ-ԯ",
-    "armenian": "\u0531-\u058f", "hebrew": "\u0590-\u05ff", "arabic": "\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufeff",
-    "devanagari": "\u0900-\u097f", "bengali": "\u0980-\u09ff", "tamil": "\u0b80-\u0bff", "thai": "\u0e00-\u0e7f",
-    "georgian": "\u10a0-\u10ff", "hangul": "\u1100-\u11ff\uac00-\ud7af", "kana": "\u3040-\u30ff\u31f0-\u31ff",
+    "latin": "A-Za-zªºÀ-ÖØ-öø-ɏ\u0300-\u036f\u1e00-\u1effＡ-Ｚａ-ｚ",
+    "greek": "Ͱ-Ͽ\u1f00-\u1fff",
+    "cyrillic": "Ѐ-ԯ",
+    "armenian": "\u0531-\u058f",
+    "hebrew": "\u0590-\u05ff",
+    "arabic": "\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufeff",
+    "devanagari": "\u0900-\u097f",
+    "bengali": "\u0980-\u09ff",
+    "tamil": "\u0b80-\u0bff",
+    "thai": "\u0e00-\u0e7f",
+    "georgian": "\u10a0-\u10ff",
+    "hangul": "\u1100-\u11ff\uac00-\ud7af",
+    "kana": "\u3040-\u30ff\u31f0-\u31ff",
     "han": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af",
-}  # fmt: skip
+}
 _OF_SCRIPT = {script: re.compile(f"[{characters}]") for script, characters in _SCRIPTS.items()}
 LANGUAGE_SCRIPTS = {  # the scripts that a language is written in
     "en": frozenset({"latin"}), "es": frozenset({"latin"}), "zh": frozenset({"han"}), "ja": frozenset({"han", "kana"}),
     "ko": frozenset({"hangul", "han"}), "ru": frozenset({"cyrillic"}), "uk": frozenset({"cyrillic"}),
-    "bg": frozenset({"cyrillic"}), "ar": frozenset({"arabic"}), "fa": frozenset({"arabic"}), "ur": frozenset({"arabic"}),
+    "bg": frozenset({"cyrillic"}), "ar": frozenset({"arabic"}), "fa": frozenset({"arabic"}),
+    "ur": frozenset({"arabic"}),
     "he": frozenset({"hebrew"}), "el": frozenset({"greek"}), "hi": frozenset({"devanagari"}), "th": frozenset({"thai"}),
     "bn": frozenset({"bengali"}), "ta": frozenset({"tamil"}), "ka": frozenset({"georgian"}), "hy": frozenset({"armenian"}),
 }  # fmt: skip
@@ -42,7 +52,12 @@ _SCRIPT_LANGUAGE = {
     "devanagari": "hi", "thai": "th", "bengali": "bn", "tamil": "ta", "georgian": "ka", "armenian": "hy",
 }  # fmt: skip
 
-_ENGLISH = frozenset(
+
+def _listed(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_ENGLISH = _listed(
     """the of and to in is it that this for with as was are be on by at from or an not we you he she they i have has had
     but what which when where who how all each if then so because there their his her its our your my us them will would
     can could should may might must do does did been being were than more most some any only one two three four five six
@@ -53,9 +68,9 @@ _ENGLISH = frozenset(
     correct wrong right wait think problem question how many left start begin end final result work works use using used
     these those here just again still very good yes let's don't it's that's we'll i'll can't isn't so-called per through
     apples each day days week hour hours minute minutes year years box boxes first costs cost price buys sold sells
-    half twice double rate speed area length width side sides square circle triangle angle point line""".split()
+    half twice double rate speed area length width side sides square circle triangle angle point line"""
 )
-_SPANISH = frozenset(
+_SPANISH = _listed(
     """el la los las de del que y en un una unos unas es son por para con se lo le les su sus al como más pero sus no sí
     si ya o este esta esto estos estas ese esa eso esos esas aquel muy ser está están fue era había hay han ha he hemos
     tiene tienen tenemos tengo tener hacer hace hacemos donde cuando cuanto cuántos cuántas cuánto cuánta qué cuál cómo
@@ -67,14 +82,14 @@ _SPANISH = frozenset(
     comprobar correcto correcta incorrecto espera pensar problema pregunta queda quedan resultado final obtenemos
     encontrar calcular calculamos necesitamos dado sabemos luego día días semana hora horas año años manzanas caja cajas
     mitad doble lado área largo ancho cuadrado círculo triángulo ángulo punto línea bien por tanto según solo sólo algo
-    nada aquí ahí allí vez cual cuales cuyo qué esto es decir hola gracias""".split()
+    nada aquí ahí allí vez cual cuales cuyo qué esto es decir hola gracias"""
 )
-_OTHER = frozenset(
+_OTHER = _listed(
     """der die das und ist nicht ein eine einen dem den mit auf für von zu sich auch wir ich sie werden wird sind haben
     le les des est et une dans pour pas que qui sur avec nous vous sont cette donc mais être ont aux ou où
     il lo gli che di è non per una con sono del della nel questo quindi anche perché
     o os as um uma não é do da dos das em para com por mais são isso então também você
-    het een van niet dat zijn wij voor maar ook""".split()
+    het een van niet dat zijn wij voor maar ook"""
 )
 _ENGLISH_SPELLING = re.compile(
     r".*(?:ing|ght|tion|sh|th|ck|wh|ough|ness|ly|oo|ee|ay|ow|ew|'s|n't|'re|'ve|'ll)(?![^\W_])|wh|th|kn|wr"
@@ -114,7 +129,7 @@ def guess_language(text: str) -> str:
 
     >>> guess_language("How many apples are left?"), guess_language("¿Cuántas manzanas quedan?"), guess_language("3+5")
     ('en', 'es', '')
-    >>> guess_language("还剩多少苹果？"), guess_language("これはりんごです。"), guess_language("Сколько яблок осталось?")
+    >>> guess_language("还剩多少苹果？"), guess_language("これはりんごです。"), guess_language("Сколько яблок?")
     ('zh', 'ja', 'ru')
     """
     counts: Counter[str] = Counter()

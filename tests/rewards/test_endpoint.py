@@ -279,15 +279,17 @@ def test_a_server_that_dies_midway_leaves_reasons_and_nothing_hangs() -> None:
     assert any("not asked, because the endpoint does not answer" in str(one) for one in failed)
 
 
-def test_an_endpoint_that_comes_back_is_asked_by_the_next_batch() -> None:
+def test_an_endpoint_that_comes_back_is_asked_again_after_a_rest() -> None:
     def behave(asked: Asked) -> Act:
         return error(500) if asked.text.startswith("early") else ok("fine")
 
-    with FaultServer(behave) as server, endpoint(server.url, concurrency=4) as model:
-        found = ask(model, *(f"early {n}" for n in range(50)))
+    with FaultServer(behave) as server, endpoint(server.url, concurrency=4, rest=0.5) as model:
+        found = [ask(model, f"early {n}")[0] for n in range(50)]  # one by one, as when rollouts come one by one
         assert all(isinstance(one, GradingError) for one in found)
-        assert len(server.asked) < 50 * 3
-        assert ask(model, "later") == ["fine"]
+        assert len(server.asked) == 4 * 3
+        assert "not asked" in reason(ask(model, "at once")[0])
+        time.sleep(0.6)
+        assert ask(model, "later", "and more") == ["fine", "fine"]
 
 
 def test_closing_ends_the_thread_and_asking_again_starts_a_new_one() -> None:
@@ -461,7 +463,8 @@ def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_being_show
 
 
 @pytest.mark.parametrize(
-    "settings", [{"concurrency": 0}, {"num_tries": 0}, {"timeout": 0.0}, {"first_wait": 2.0, "longest_wait": 1.0}]
+    "settings",
+    [{"concurrency": 0}, {"num_tries": 0}, {"timeout": 0.0}, {"first_wait": 2.0, "longest_wait": 1.0}, {"rest": -1.0}],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):

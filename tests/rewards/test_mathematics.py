@@ -276,19 +276,134 @@ x | x or y
 """
 
 HOSTILE = [
-    "", " ", "$$", "{}", "()", r"\{\}", ".", ",", "-", "+", "/", "%", "=", "==", "x=", "=7", "7=", "7/0", "0/0", r"\frac{7}{0}",
-    "9**9**9", "9^9^9", "9^{9^{9}}", "10^{10^{10}}", "10^{1000000000}", "(10^9)!", "1000000!", "7!!!!!!", r"\binom{1000000}{500000}",
-    r"\sum_{n=1}^{100000000} n", r"\prod_{k=1}^{1000000} k", "__import__('os')", "__import__('os').system('touch PWNED')",
-    "().__class__.__bases__[0].__subclasses__()", "exec('7')", "eval('7')", "lambda: 7", "[x for x in (7,)]", "open('/etc/passwd').read()",
-    r"\input{/etc/passwd}", r"\write18{touch PWNED}", r"\def\x{\x\x}\x", r"\newcommand{\7}{7}", r"\boxed{7", r"7}", r"{7", "((7", "7))",
-    "(" * 10_000 + "7" + ")" * 10_000, "{" * 10_000 + "7" + "}" * 10_000, r"\frac{" * 200 + "7", r"\sqrt{" * 60 + "7" + "}" * 60,
-    "7" * 1_000_000, "0" * 1_000_000 + "7", "7." + "0" * 1_000_000, "7 " * 100_000, "7," * 400, "1,234" * 100, "-" * 900 + "7",
-    "nan", "NaN", "inf", "-inf", "Infinity", r"\infty", "None", "True", "zoo", "oo", "I", "E", "٧", "७", "七", "⑦", "Ⅶ", "x\u0307",
-    "7\x00", "\x00", "\x1b[31m7", "7\u202e8", "\u200b7", "\ud800", "7\ud800", "\U0010ffff", "7\n8", "7\r\n8", "7;8", "7&8", "7|8", r"7\\8", r"7\8",
-    "7e999999999", "7e-5", "1e999", "0x7", "0b111", "7j", "7_000", "7'", "7''8", "<answer>7", "<think>7</think>", "the answer is 8", "not 7",
-    "7 or 8", "7 and 8", r"7\text{ or }8", "7?", "7!", "7..", "7...8", "~7~8", "#7#8", "@7", '"7" "8"', "`7` `8`", "7:8", r"\\boxed{8}",
-    r"\text{7} 8", r"\text{" * 100, r"\begin{pmatrix}7\end{pmatrix} 8", r"\begin{verbatim}7", r"\left(7", r"\right)7(", r"\ce{H2O}", r"\url{http://x}",
-]  # fmt: skip
+    "",
+    " ",
+    "$$",
+    "{}",
+    "()",
+    r"\{\}",
+    ".",
+    ",",
+    "-",
+    "+",
+    "/",
+    "%",
+    "=",
+    "==",
+    "x=",
+    "=7",
+    "7=",
+    "7/0",
+    "0/0",
+    r"\frac{7}{0}",
+    "9**9**9",
+    "9^9^9",
+    "9^{9^{9}}",
+    "10^{10^{10}}",
+    "10^{1000000000}",
+    "(10^9)!",
+    "1000000!",
+    "7!!!!!!",
+    r"\binom{1000000}{500000}",
+    r"\sum_{n=1}^{100000000} n",
+    r"\prod_{k=1}^{1000000} k",
+    "__import__('os')",
+    "__import__('os').system('touch PWNED')",
+    "().__class__.__bases__[0].__subclasses__()",
+    "exec('7')",
+    "eval('7')",
+    "lambda: 7",
+    "[x for x in (7,)]",
+    "open('/etc/passwd').read()",
+    r"\input{/etc/passwd}",
+    r"\write18{touch PWNED}",
+    r"\def\x{\x\x}\x",
+    r"\newcommand{\7}{7}",
+    r"\boxed{7",
+    r"7}",
+    r"{7",
+    "((7",
+    "7))",
+    "(" * 10_000 + "7" + ")" * 10_000,
+    "{" * 10_000 + "7" + "}" * 10_000,
+    r"\frac{" * 200 + "7",
+    r"\sqrt{" * 60 + "7" + "}" * 60,
+    "7" * 1_000_000,
+    "0" * 1_000_000 + "7",
+    "7." + "0" * 1_000_000,
+    "7 " * 100_000,
+    "7," * 400,
+    "1,234" * 100,
+    "-" * 900 + "7",
+    "nan",
+    "NaN",
+    "inf",
+    "-inf",
+    "Infinity",
+    r"\infty",
+    "None",
+    "True",
+    "zoo",
+    "oo",
+    "I",
+    "E",
+    "٧",
+    "७",
+    "七",
+    "⑦",
+    "Ⅶ",
+    "x\u0307",
+    "7\x00",
+    "\x00",
+    "\x1b[31m7",
+    "7\u202e8",
+    "\u200b7",
+    "\ud800",
+    "7\ud800",
+    "\U0010ffff",
+    "7\n8",
+    "7\r\n8",
+    "7;8",
+    "7&8",
+    "7|8",
+    r"7\\8",
+    r"7\8",
+    "7e999999999",
+    "7e-5",
+    "1e999",
+    "0x7",
+    "0b111",
+    "7j",
+    "7_000",
+    "7'",
+    "7''8",
+    "<answer>7",
+    "<think>7</think>",
+    "the answer is 8",
+    "not 7",
+    "7 or 8",
+    "7 and 8",
+    r"7\text{ or }8",
+    "7?",
+    "7!",
+    "7..",
+    "7...8",
+    "~7~8",
+    "#7#8",
+    "@7",
+    '"7" "8"',
+    "`7` `8`",
+    "7:8",
+    r"\\boxed{8}",
+    r"\text{7} 8",
+    r"\text{" * 100,
+    r"\begin{pmatrix}7\end{pmatrix} 8",
+    r"\begin{verbatim}7",
+    r"\left(7",
+    r"\right)7(",
+    r"\ce{H2O}",
+    r"\url{http://x}",
+]
 NOT_WRONG = {"7'", "7.."}  # a foot mark, and a full stop too many
 
 
@@ -348,7 +463,21 @@ def test_a_hostile_answer_meets_a_formula(answer: str):
     assert not Path("PWNED").exists()
 
 
-UNREADABLE = ["", "  ", "((((", r"\frac{", r"\frac{1}{0}", "1/0", "1 2", "٧", "\x00", "7" * (MAX_CHARACTERS + 1), "9**9**9", r"\input{x}", r"(1,\frac{)"]  # fmt: skip
+UNREADABLE = [
+    "",
+    "  ",
+    "((((",
+    r"\frac{",
+    r"\frac{1}{0}",
+    "1/0",
+    "1 2",
+    "٧",
+    "\x00",
+    "7" * (MAX_CHARACTERS + 1),
+    "9**9**9",
+    r"\input{x}",
+    r"(1,\frac{)",
+]
 
 
 @pytest.mark.parametrize("gold", UNREADABLE)
@@ -399,6 +528,7 @@ def test_without_math_verify_the_reward_says_how_to_install_it(monkeypatch: pyte
         math_accuracy()
 
 
+lists = st.lists(st.integers(-99, 99), min_size=2, max_size=6)
 fractions = st.fractions(min_value=-(10**9), max_value=10**9, max_denominator=10**6)
 
 
@@ -425,7 +555,7 @@ def test_a_number_is_itself_in_every_spelling(number: int, places: int):
     ):
         assert math_equal(str(number), spelling), spelling
     assert not math_equal(str(number), str(number + 1))
-    assert not math_equal(str(number), f"{number}.{'0' * places}1")
+    assert not math_equal(str(number), f"{decimal}1")
 
 
 @settings(max_examples=50, deadline=None)
@@ -487,7 +617,8 @@ def test_reading_a_megabyte_takes_no_time(unit: str):
     assert math_equal("7", text) is False
     assert time.monotonic() - start < 1
     short = (unit * MAX_CHARACTERS)[:MAX_CHARACTERS]
-    read(short), read(short[:-1] + "7")
+    read(short)
+    read(short[:-1] + "7")
     assert time.monotonic() - start < 1
 
 

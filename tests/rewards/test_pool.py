@@ -114,7 +114,7 @@ def test_an_exception_is_a_grading_error_and_the_worker_stays(pool: Pool):
         with pytest.raises(GradingError, match="ZeroDivisionError: by nothing"):
             pool.call("pool_jobs:fail", [], 10)
         for path in ("pool_jobs:missing", "no_such_module:f"):
-            with pytest.raises(GradingError, match="missing|no_such_module"):
+            with pytest.raises(GradingError, match=r"missing|no_such_module"):
                 pool.call(path, [], 10)
         with pytest.raises(GradingError, match="not JSON"):
             pool.call("pool_jobs:not_json", [], 10)
