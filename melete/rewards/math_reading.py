@@ -47,6 +47,7 @@ def _listed(words: str) -> frozenset[str]:
 
 
 _INT = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_PLAIN = re.compile(rf"[+-]?{_INT}", re.ASCII)
 _ARG = r"(?:\s*\{\s*([+-]?\d+)\s*\}|\s*(\d))"
 _FRACTION = re.compile(rf"(?:(\d+)\s*)?\\frac{_ARG}{_ARG}", re.ASCII)
 _SLASH = re.compile(rf"(?:(\d+)\s+)?({_INT})\s*/\s*({_INT})(?![\d.])", re.ASCII)
@@ -133,6 +134,8 @@ def read(text: str) -> Reading | None:
     """
     if len(text) > MAX_CHARACTERS:
         return None
+    if _PLAIN.fullmatch(text):  # most answers, and a hundred times as fast
+        return Reading(text, "", Number(Fraction(int(text.replace(",", "")))))
     return _read_normal(normalised(text), 0)
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from melete.imports import require
 from melete.rewards.errors import GradingError
@@ -234,6 +234,7 @@ def _verify(gold: str, answer: str) -> bool:
     )
 
 
+@lru_cache(maxsize=512)  # siblings have one gold answer
 def _parse(latex: str) -> Any:
     """A sympy object, or `None`: straight from the grammar, without math-verify's search for an answer in prose."""
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex

@@ -62,10 +62,9 @@ def final_answer(text: str, *, thought_opened: bool = False, bare_number: bool =
         return (boxed or tagged)[-1] if agree else None
     hashes = [line.strip() for line in _HASHES.findall(visible)]
     if hashes:
-        numbers = {comparable(line) for line in hashes if _NUMBER.fullmatch(comparable(line))} | {
-            comparable(hashes[-1])
-        }
-        return hashes[-1] if len(numbers) == 1 and hashes[-1] else None
+        last = comparable(hashes[-1])
+        others = (comparable(line) for line in set(hashes) if any(map(str.isdecimal, line)))
+        return hashes[-1] if last and all(line == last or not _NUMBER.fullmatch(line) for line in others) else None
     return last_number(visible) if bare_number else None
 
 

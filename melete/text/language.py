@@ -45,7 +45,8 @@ LANGUAGE_SCRIPTS = {  # the scripts that a language is written in
     "bg": frozenset({"cyrillic"}), "ar": frozenset({"arabic"}), "fa": frozenset({"arabic"}),
     "ur": frozenset({"arabic"}),
     "he": frozenset({"hebrew"}), "el": frozenset({"greek"}), "hi": frozenset({"devanagari"}), "th": frozenset({"thai"}),
-    "bn": frozenset({"bengali"}), "ta": frozenset({"tamil"}), "ka": frozenset({"georgian"}), "hy": frozenset({"armenian"}),
+    "bn": frozenset({"bengali"}), "ta": frozenset({"tamil"}), "ka": frozenset({"georgian"}),
+    "hy": frozenset({"armenian"}),
 }  # fmt: skip
 _SCRIPT_LANGUAGE = {
     "han": "zh", "kana": "ja", "hangul": "ko", "cyrillic": "ru", "arabic": "ar", "hebrew": "he", "greek": "el",
@@ -64,8 +65,9 @@ _ENGLISH = _listed(
     seven eight nine ten first second third next let lets now also into out up down over under after before about
     between both same other another many much few less every step steps therefore hence thus since given find need get
     gets got make makes take takes give gives see means need want know number numbers equal equals equation answer sum
-    add adding added subtract multiply multiplied divide divided times plus minus total value values solve solution check
-    correct wrong right wait think problem question how many left start begin end final result work works use using used
+    add adding added subtract multiply multiplied divide divided times plus minus total value values solve solution
+    check correct wrong right wait think problem question how many left start begin end final result work works
+    use using used
     these those here just again still very good yes let's don't it's that's we'll i'll can't isn't so-called per through
     apples each day days week hour hours minute minutes year years box boxes first costs cost price buys sold sells
     half twice double rate speed area length width side sides square circle triangle angle point line"""

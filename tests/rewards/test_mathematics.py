@@ -545,11 +545,12 @@ def test_two_fractions_are_equal_exactly_when_their_values_are(a: Fraction, b: F
 @settings(max_examples=50, deadline=None)
 @given(st.integers(-(10**30), 10**30), st.integers(0, 8))
 def test_a_number_is_itself_in_every_spelling(number: int, places: int):
+    decimal = f"{number}.{'0' * places}"
     for spelling in (
         f"{number}",
         f"{number:,}",
         f"${number}$",
-        f"{number}.{'0' * places}",
+        decimal,
         f"{number}/1",
         f"n = {number}",
     ):
@@ -613,13 +614,13 @@ def test_reading_never_raises_and_a_normal_form_stays(text: str):
 )
 def test_reading_a_megabyte_takes_no_time(unit: str):
     text = (unit * 1_000_000)[:1_000_000]
-    start = time.monotonic()
+    start = time.process_time()
     assert math_equal("7", text) is False
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
     short = (unit * MAX_CHARACTERS)[:MAX_CHARACTERS]
     read(short)
     read(short[:-1] + "7")
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_thousands_of_plain_integers_per_second():
@@ -631,7 +632,7 @@ def test_thousands_of_plain_integers_per_second():
     assert 4_000 / (time.monotonic() - start) >= 2_000
 
 
-SLOW = "x^{x^{x^{x^{x^{x^{x^{x^{x^{x^{x^{x^{x^{x^{x^{x^{x^{x^{x^{x^2}}}}}}}}}}}}}}}}}}}"
+SLOW = "x^{" * 20 + "2" + "}" * 20
 
 
 def test_an_answer_that_takes_too_long_is_a_failure_with_a_reason_and_not_a_zero():
