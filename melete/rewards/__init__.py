@@ -17,7 +17,24 @@ from typing import Any
 
 from melete.errors import RecipeError
 from melete.imports import import_path
-from melete.rewards.rules import AnyReward, ConcurrentReward, Grade, accuracy, format_tags, random_reward, soft_overlong
+from melete.rewards.rules import (
+    AnyReward,
+    ConcurrentReward,
+    Grade,
+    RewardFunction,
+    accuracy,
+    format_tags,
+    random_reward,
+    soft_overlong,
+)
+from melete.rewards.shape import (
+    cosine_length,
+    language_consistency,
+    length_penalty,
+    reasoning_steps,
+    repetition_penalty,
+    tag_count,
+)
 from melete.suggest import did_you_mean
 
 
@@ -38,8 +55,24 @@ class RewardContext:
 
 
 def _accuracy(context: RewardContext) -> AnyReward:
-    reward = accuracy(context.grade, thought_opened=context.thought_opened, plain=context.plain)
+    reward = _right(context)
     return ConcurrentReward(reward) if context.slow_grade else reward
+
+
+def _right(context: RewardContext) -> RewardFunction:
+    return accuracy(context.grade, thought_opened=context.thought_opened, plain=context.plain)
+
+
+def _cosine_length(context: RewardContext, *, max_tokens: int = 0) -> AnyReward:
+    return cosine_length(_right(context), max_tokens or context.max_new_tokens)
+
+
+def _repetition(context: RewardContext, *, size: int = 3, max_penalty: float = -1.0) -> AnyReward:
+    return repetition_penalty(size=size, max_penalty=max_penalty)
+
+
+def _reasoning_steps(context: RewardContext, *, enough: int = 3) -> AnyReward:
+    return reasoning_steps(enough=enough, thought_opened=context.thought_opened)
 
 
 def _overlong(context: RewardContext, *, cache_share: float = 0.2) -> AnyReward:
@@ -47,9 +80,10 @@ def _overlong(context: RewardContext, *, cache_share: float = 0.2) -> AnyReward:
 
 
 def _math(context: RewardContext, *, bare_number: bool = False) -> AnyReward:
-    from melete.rewards.mathematics import math_accuracy
+    from melete.rewards.mathematics import math_accuracy, math_pool
 
-    return ConcurrentReward(math_accuracy(thought_opened=context.thought_opened, bare_number=bare_number))
+    reward = math_accuracy(thought_opened=context.thought_opened, bare_number=bare_number)
+    return ConcurrentReward(reward, math_pool().size, graded_by="math-verify")
 
 
 def _code(
@@ -69,11 +103,17 @@ def _code(
 REWARDS: dict[str, Callable[..., AnyReward]] = {
     "accuracy": _accuracy,
     "code": _code,
+    "cosine_length": _cosine_length,
     "format": lambda context: format_tags(thought_opened=context.thought_opened),
     "format_with_thought": lambda context: format_tags(thought_required=True, thought_opened=context.thought_opened),
+    "language": lambda context: language_consistency(thought_opened=context.thought_opened),
+    "length": lambda context: length_penalty(_right(context)),
     "math": _math,
     "overlong": _overlong,
     "random": lambda context: random_reward(seed=context.seed),
+    "reasoning_steps": _reasoning_steps,
+    "repetition": _repetition,
+    "tag_count": lambda context: tag_count(thought_opened=context.thought_opened),
 }
 
 

@@ -242,9 +242,8 @@ def _parse(latex: str) -> Any:
 
     config = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
     try:
-        parsed = latex2sympy(
-            normalize_latex(latex, config), is_real=not _IMAGINARY.search(latex), normalization_config=None
-        )
+        latex = normalize_latex(latex, config)
+        parsed = cast(Any, latex2sympy(latex, is_real=not _IMAGINARY.search(latex), normalization_config=None))
         return None if parsed is None or parsed.has(zoo, nan) else parsed
     except MemoryError:
         raise

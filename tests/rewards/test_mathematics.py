@@ -453,7 +453,7 @@ def test_the_table_is_large():
 def test_a_hostile_answer_is_wrong_at_once_and_runs_nothing(answer: str):
     start = time.monotonic()
     assert math_equal("7", answer) is (answer in NOT_WRONG)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10  # a worker may have to start; a comparison that is too slow raises after five
     assert not Path("PWNED").exists()
 
 

@@ -17,7 +17,7 @@ from melete.algorithms import resolve
 from melete.batch import Annotations, Batch
 from melete.credit import credit
 from melete.errors import RecipeError
-from melete.rewards import REWARDS, RewardContext, make_rewards
+from melete.rewards import REWARDS, RewardContext, make_reward, make_rewards, reward_settings
 from melete.rewards.errors import GradingError
 from melete.rewards.grade import Grading, RewardPart, grade_groups, grade_rollout
 from melete.rewards.rules import BatchReward, ConcurrentReward, soft_overlong
@@ -227,9 +227,12 @@ def test_a_module_that_breaks_while_it_is_imported_is_a_refusal(tmp_path, monkey
         make_rewards(["broken_rewards:reward"], CONTEXT)
 
 
+PENALTIES = {"overlong", "repetition", "length", "cosine_length"}
+
+
 def test_every_reward_of_the_table_is_between_zero_and_one_for_any_text() -> None:
     for name in sorted(
-        REWARDS.keys() - {"overlong", "code"}
+        REWARDS.keys() - PENALTIES - {"code"}
     ):  # a penalty, from -1 to 0; programs have tests of their own
         for text in ("", "<answer>6</answer>", "<think></think><answer>6</answer>", "\x00", "<answer>" * 1000):
             assert 0.0 <= score(name, text) <= 1.0
@@ -404,3 +407,23 @@ def test_never_more_than_so_many_are_graded_at_once() -> None:
 
     grade_groups(groups_of(["x"] * 20), {"r": RewardPart(ConcurrentReward(counts, max_concurrent=3))})
     assert 1 < most[0] <= 3
+
+
+@pytest.mark.parametrize("name", sorted(PENALTIES))
+def test_penalties_of_the_table_are_between_minus_one_and_one_for_any_text(name: str) -> None:
+    context = replace(CONTEXT, max_new_tokens=8)
+    part = RewardPart(make_rewards([name], context)[name])
+    for text in ("", "<answer>6</answer>", "<think></think><answer>6</answer>", "\x00", "a a " * 1000):
+        (group,) = grade_groups([[rollout(text), rollout("x", sibling=1)]], {name: part})
+        assert all(reward.total is not None and -1.0 <= reward.total <= 1.0 for reward in group.rewards)
+
+
+def test_settings_of_a_reward_are_checked() -> None:
+    assert reward_settings("code") == {"score": "all", "at_least": "wasm", "wall_s": 5.0, "memory_mib": 256}
+    with pytest.raises(RecipeError, match="reward repetition has no setting 'sise'") as refusal:
+        make_reward("repetition", CONTEXT, {"sise": 2})
+    assert "did you mean size?" in str(refusal.value)
+    with pytest.raises(RecipeError, match="reward repetition: "):
+        make_reward("repetition", CONTEXT, {"size": 0})
+    shorter = make_reward("overlong", replace(CONTEXT, max_new_tokens=100), {"cache_share": 0.5})
+    assert shorter(of_length(75)) == -0.5
