@@ -214,10 +214,16 @@ def _key_of(stage: Stage, name: str) -> str:
 
 
 def _task_problems(stage: Any) -> Iterator[Problem]:
-    from melete.tasks import NOT_SETTINGS, TASKS, make_task
+    from melete.tasks import NOT_SETTINGS, TASKS, is_known, known_names, make_task
 
-    if stage.task.name not in TASKS:
-        yield "task.name", f"unknown task {stage.task.name!r}; {did_you_mean(stage.task.name, TASKS)}"
+    if not is_known(stage.task.name):
+        yield "task.name", f"unknown task {stage.task.name!r}; {did_you_mean(stage.task.name, known_names())}"
+        return
+    if stage.task.name not in TASKS:  # its data say what can be
+        try:
+            make_task(stage.task.name, stage.task.own_settings())
+        except ValueError as error:
+            yield "task", _told(error)
         return
     known = {
         field.name: field for field in dataclasses.fields(TASKS[stage.task.name]) if field.name not in NOT_SETTINGS

@@ -23,6 +23,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 Setting: TypeAlias = bool | int | float | str
+TaskSetting: TypeAlias = Setting | list[Any] | dict[str, Any]  # a mapping of columns, the parts of a mixture
 
 
 class Settings(BaseModel):
@@ -53,14 +54,14 @@ class TaskSettings(Settings):
     """Where problems come from; further keys are the task's own, such as min_terms or num_numbers."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Setting]
+    __pydantic_extra__: dict[str, TaskSetting]
 
     name: str
     """Name of the task."""
     seed: Seed = 0
     """Which problems are drawn; another seed gives other problems of the same difficulty."""
 
-    def own_settings(self) -> dict[str, Setting]:
+    def own_settings(self) -> dict[str, TaskSetting]:
         """The keys that belong to the task itself, with the seed."""
         return {"seed": self.seed, **(self.__pydantic_extra__ or {})}
 

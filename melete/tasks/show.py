@@ -8,7 +8,7 @@ from dataclasses import fields
 from melete.errors import RecipeError
 from melete.rewards.rules import accuracy
 from melete.suggest import did_you_mean
-from melete.tasks import NOT_SETTINGS, TASKS
+from melete.tasks import FROM_DATA, GYM_PREFIX, NOT_SETTINGS, TASKS
 from melete.tasks.base import SPLITS, Split, Task
 from melete.types import Completion, Problem, Rollout
 
@@ -20,7 +20,19 @@ def listing() -> str:
         settings = ", ".join(f"{f.name}={f.default!r}" for f in fields(kind) if f.name not in NOT_SETTINGS)
         about = (inspect.getmodule(kind).__doc__ or "").split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]
         lines.append(f"{name}\n  {about.rpartition(': ')[2] or about}\n  settings: {settings}")
+    lines += [f"{name}\n  {about}" for name, about in FROM_DATA.items()]
+    lines.append(f"{GYM_PREFIX}<data set>\n  {_gym()}")
     return "\n".join(lines)
+
+
+def _gym() -> str:
+    from melete.tasks.reasoning_gym import dataset_names
+
+    try:
+        names = dataset_names()
+    except RecipeError as error:
+        return f"procedural problems of reasoning-gym; {error.remedy}"
+    return f"procedural problems of reasoning-gym, {len(names)} data sets: {', '.join(names)}"
 
 
 def split_named(name: str) -> Split:

@@ -18,15 +18,16 @@ from melete.algorithms import ALGORITHMS, resolve
 from melete.batch import Batch
 from melete.learning.local import LocalLearner, OptimizerSettings
 from melete.loops import rl
-from melete.loops.rl_rollouts import SampleSettings, has_signal
+from melete.loops.rl_rollouts import SampleSettings, collect, has_signal
 from melete.loops.rl_update import UpdateSettings
 from melete.models.tiny import tiny_model, train_tokenizer
 from melete.rewards import RewardContext, make_rewards
 from melete.rewards.grade import RewardPart
+from melete.rewards.rules import ConcurrentReward
 from melete.sampling.native import NativeSampler
 from melete.tasks import make_task
 from melete.text.chat import decode_completion, prompt_tokens
-from melete.types import Problem, SamplingSettings
+from melete.types import Problem, Rollout, SamplingSettings
 
 sys.path.insert(0, str(Path(__file__).parent))  # where a user's own rewards would lie
 
@@ -239,3 +240,28 @@ def test_a_policy_stands_still_while_its_critic_warms_up() -> None:
     steps, _ = trained({EVEN: 1.0}, num_steps=3, algorithm="ppo", update=updates)
     assert ["grad_norm" in step.metrics for step in steps] == [False, False, True]
     assert all("critic/value_loss" in step.metrics for step in steps)
+
+
+def test_what_waits_is_graded_while_others_are_written() -> None:
+    """The first grade is asked for before the last token is drawn."""
+    model = tiny_model(TOKENIZER, hidden_size=32, num_layers=2)
+    model.generation_config.eos_token_id = list(range(len(TOKENIZER) - 60, len(TOKENIZER)))  # rows end at random
+    sampler, seen = NativeSampler(model, TOKENIZER), list[int]()
+
+    def waits(rollout: Rollout) -> float:
+        seen.append(sampler.num_decoded_tokens)
+        return float(len(rollout.text))
+
+    found = collect(
+        sampler,
+        TOKENIZER,
+        problems,
+        0,
+        SampleSettings(GROUP, SamplingSettings(16), (0, "rl")),
+        {"waits": RewardPart(ConcurrentReward(waits, 2))},
+        resolve("grpo"),
+    )
+    assert len(seen) == PROMPTS * GROUP and min(seen) < sampler.num_decoded_tokens
+    for group in found.groups:
+        for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
+            assert reward.total == float(len(rollout.text))

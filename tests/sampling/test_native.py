@@ -349,3 +349,22 @@ def test_rows_sampled_in_bfloat16_carry_finite_logprobs_in_full_precision() -> N
     model = ending_often(llama()).to(torch.bfloat16)
     for completion in NativeSampler(model, tokenizer()).sample(requests(), TWELVE)[0]:
         assert all(-50 < logprob <= 0 for logprob in completion.logprobs)
+
+
+def test_a_completion_is_told_as_soon_as_it_is_written() -> None:
+    """Short rows before long ones, each once, and the same as what is returned in the end."""
+    sampler = sampler_of(ending_often(llama()))
+    told: list[tuple[int, int, Completion, int]] = []
+
+    def hears(number: int, sibling: int, completion: Completion) -> None:
+        told.append((number, sibling, completion, sampler.num_decoded_tokens))
+
+    completions = sampler.sample(requests(), TWELVE, on_completion=hears)
+    assert {(number, sibling): completion for number, sibling, completion, _ in told} == {
+        (number, sibling): completion
+        for number, siblings in enumerate(completions)
+        for sibling, completion in enumerate(siblings)
+    }
+    lengths = [len(completion.tokens) for _, _, completion, _ in told]
+    assert lengths == sorted(lengths) and len(set(lengths)) > 1
+    assert told[0][3] < sampler.num_decoded_tokens  # there was still work to do
