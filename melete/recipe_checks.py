@@ -203,9 +203,10 @@ def _key_of(stage: Stage, name: str) -> str:
     for key in MODEL_KEYS:
         if getattr(stage, key, None) == name:
             return key
-    critic = getattr(stage, "critic", None)
-    if critic is not None and critic.model == name:
-        return "critic.model"
+    for key in ("critic", "judge"):
+        part = getattr(stage, key, None)
+        if part is not None and part.model == name:
+            return f"{key}.model"
     for table in ("reward_models", "reward_judges"):
         for part, found in getattr(stage, table, {}).items():
             if found.model == name and not getattr(found, "base_url", ""):

@@ -126,12 +126,16 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """A prompt with a better and a worse completion, as text; tokenised once when a batch is packed."""
+    """A prompt with a better and a worse completion, as text; tokenised once when a batch is packed.
+
+    `margin` is how far apart a reward model should score them, for pairs that come with a degree of preference.
+    """
 
     pair_id: str
     messages: tuple[Message, ...]
     chosen: str
     rejected: str
+    margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

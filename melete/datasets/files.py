@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,12 +57,15 @@ def _row(line: str, kind: type[_Kind], place: str) -> _Kind:
     if not isinstance(columns, dict):
         raise DataError("not a JSON object", place=place, remedy="one object per line")
     fields = [field.name for field in dataclasses.fields(kind)]
+    optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
     id_name = fields[0]
     values: dict[str, Any] = {
         id_name: str(columns.get(id_name, place.rpartition(" ")[2])),
         "messages": _messages(columns, place),
     }
     for name in fields[2:]:
+        if name not in columns and name in optional:
+            continue
         if name not in columns:
             near = did_you_mean(name, list(columns))
             raise DataError(f"column {name} is missing; {near}", place=place, remedy=f"columns: {', '.join(fields)}")
@@ -107,12 +111,20 @@ def _each(check: Callable[[Any, str], Any]) -> Callable[[Any, str], tuple[Any, .
     return whole
 
 
+def _number(value: Any, place: str) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < 0:
+        raise DataError(f"must be a number of at least 0, not {value!r}", place=place)
+    return float(value)
+
+
 _CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "chosen": _text,
     "rejected": _text,
     "completion": _text,
     "completions": _each(_text),
     "label": _flag,
+    "margin": _number,
     "steps": _each(_text),
     "labels": _each(_flag),
 }

@@ -99,8 +99,8 @@ class Student(Protocol):
 class RewardLearner(Protocol):
     """A model that learns to score responses."""
 
-    def update_rankings(self, rows: TokenRows, ranking_ids: Tensor) -> dict[str, float]:
-        """One optimizer step on rankings: rows of one id stand together, best first."""
+    def update_rankings(self, rows: TokenRows, ranking_ids: Tensor, margins: Tensor | None = None) -> dict[str, float]:
+        """One optimizer step on rankings: rows of one id stand together, best first; `margins` [B] of each row."""
         ...
 
     def update_pointwise(self, rows: TokenRows, labels: Tensor) -> dict[str, float]:

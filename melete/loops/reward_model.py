@@ -94,11 +94,13 @@ def _update(
     return learner.update_rankings(*packed_rankings(rows, tokenizer))  # type: ignore[arg-type]
 
 
-def packed_rankings(rows: Sequence[Ranking], tokenizer: PreTrainedTokenizerBase) -> tuple[TokenRows, Tensor]:
-    """The rows of each ranking together, best first; and which ranking each row belongs to [B]."""
+def packed_rankings(rows: Sequence[Ranking], tokenizer: PreTrainedTokenizerBase) -> tuple[TokenRows, Tensor, Tensor]:
+    """The rows of each ranking together, best first; which ranking each row belongs to [B], and its margin [B]."""
     encoded = [ranked_rows(tokenizer, row) for row in rows]
     numbers = [number for number, ranked in enumerate(encoded) for _ in ranked]
-    return TokenRows.pack([row for ranked in encoded for row in ranked], pad_token(tokenizer)), torch.tensor(numbers)
+    margins = [rows[number].margin if isinstance(rows[number], PreferencePair) else 0.0 for number in numbers]  # type: ignore[union-attr]
+    packed = TokenRows.pack([row for ranked in encoded for row in ranked], pad_token(tokenizer))
+    return packed, torch.tensor(numbers), torch.tensor(margins)
 
 
 def packed_steps(rows: Sequence[LabelledSteps], tokenizer: PreTrainedTokenizerBase) -> tuple[TokenRows, Tensor]:
@@ -124,9 +126,9 @@ def evaluate_rankings(
     Calibration is that of sigmoid(score gap) as the probability that a completion is the better one, each pair taken
     both ways round.
     """
-    packed, ranking_ids = packed_rankings(rows, tokenizer)
+    packed, ranking_ids, margins = packed_rankings(rows, tokenizer)
     scores = score(packed).double()
-    better, worse = RankedRows(packed, ranking_ids, torch.zeros(packed.num_rows)).comparisons()
+    better, worse = RankedRows(packed, ranking_ids, margins).comparisons()
     gaps = scores[better] - scores[worse]
     is_better = torch.ones_like(gaps, dtype=torch.bool)
     both_ways = torch.cat([gaps, -gaps]).sigmoid(), torch.cat([is_better, ~is_better])

@@ -6,6 +6,7 @@ Unknown keys are refused, and so are values that cannot work together, with the 
 base.py         what every part is made of, and the tables that several stages share
 pretrain.py     a base model from nothing
 imitation.py    supervised fine-tuning, distillation
+rewards.py      the parts of a reward
 rl.py           reinforcement learning, and the comparison of its algorithms
 preferences.py  pairs, reward models, DPO and its family
 recipe.py       the list of stages
@@ -24,7 +25,8 @@ from melete.schema.imitation import DistillStage, SFTStage
 from melete.schema.preferences import PairsStage, PreferenceStage, RewardModelStage
 from melete.schema.pretrain import PretrainStage
 from melete.schema.recipe import STAGE_KINDS, AnyStage, Recipe
-from melete.schema.rl import CompareStage, CriticSettings, JudgePart, RewardModelPart, RewardPartSettings, RLStage
+from melete.schema.rewards import JudgePart, RewardModelPart, RewardPartSettings
+from melete.schema.rl import CompareStage, CriticSettings, RLStage
 
 __all__ = [
     "BUNDLED_MODELS",

@@ -20,6 +20,7 @@ from melete.schema.base import (
     TaskSettings,
     TrainingStage,
 )
+from melete.schema.rewards import JudgePart
 
 DataName = Annotated[str, Field(min_length=1)]
 
@@ -105,6 +106,8 @@ class PreferenceStage(TrainingStage):
     """Online: samples of each problem, of which the best and the worst make a pair."""
     reward_model: str = ""
     """Online: the reward model that judges; empty for the task's own grade."""
+    judge: JudgePart | None = None
+    """Online: a table [stage.judge] makes a language model the judge."""
     max_new_tokens: Count = 64
     """Longest completion, in tokens."""
     temperature: Positive = 1.0
@@ -113,7 +116,8 @@ class PreferenceStage(TrainingStage):
     """Evaluation on held-out problems."""
 
     def reads(self) -> list[str]:
-        return [self.model, *([self.reward_model] if self.reward_model else [])]
+        judges = [self.judge.model] if self.judge and not self.judge.base_url else []
+        return [self.model, *([self.reward_model] if self.reward_model else []), *judges]
 
     def reads_data(self) -> list[str]:
         return [self.data] if self.data else []
@@ -125,5 +129,10 @@ class PreferenceStage(TrainingStage):
     def problems(self) -> Iterator[Problem]:
         if not self.data and not self.num_steps:
             yield "num_steps", "is missing: without data, pairs are made online and num_steps says for how long"
-        if self.data and self.reward_model:
-            yield "reward_model", "judges online pairs only, and data is given"
+        for name in ("reward_model", "judge"):
+            if self.data and getattr(self, name):
+                yield name, "judges online pairs only, and data is given"
+        if self.reward_model and self.judge:
+            yield "judge", "and reward_model both decide which sample is better; leave one out"
+        if self.judge and self.judge.verdict == "win_rate" and self.judge.num_calls < 2:
+            yield "judge.num_calls", "must be at least 2 for win_rate, one in each order"

@@ -21,7 +21,7 @@ from melete.rewards.rules import accuracy
 from melete.sampling.native import NativeSampler
 from melete.schema import PairsStage, PreferenceStage
 from melete.stages.context import StageContext
-from melete.stages.rewards import score_reward
+from melete.stages.rewards import judge_reward, score_reward
 from melete.stages.rl import held_out_of, optimizer_settings, train_problems
 from melete.stages.training import Training
 from melete.tasks import make_task
@@ -136,6 +136,9 @@ def _online(
     judge = _by_grade(task, tokenizer)
     if stage.reward_model:
         judge = {"score": RewardPart(score_reward(stage.reward_model, "whole", context, tokenizer))}
+    if stage.judge:
+        verdict = judge_reward(stage.judge, context, thought_opened=opens_thought(tokenizer))
+        judge = {"judge": RewardPart(verdict)}
     preference.train_online(
         start=begin,
         stop=end,

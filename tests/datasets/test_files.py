@@ -16,7 +16,10 @@ from melete.types import Demonstration, LabelledCompletion, LabelledSteps, Messa
 
 TURNS = (Message("system", "be brief"), Message("user", "¿Cuánto es 1+2?\n"))
 ROWS: dict[type, list[Any]] = {
-    PreferencePair: [PreferencePair("a", TURNS, "3", "4"), PreferencePair("b", TURNS[1:], "", "<answer>3</answer>")],
+    PreferencePair: [
+        PreferencePair("a", TURNS, "3", "4"),
+        PreferencePair("b", TURNS[1:], "", "<answer>3</answer>", 1.5),
+    ],
     RankedCompletions: [RankedCompletions("a", TURNS, ("3", "4", "5")), RankedCompletions("b", TURNS, ("", "3"))],
     Demonstration: [Demonstration("a", TURNS, '"3"\n'), Demonstration("b", TURNS, "3 ☺")],
     LabelledCompletion: [LabelledCompletion("a", TURNS, "3", True), LabelledCompletion("b", TURNS, "4", False)],
@@ -119,6 +122,9 @@ def test_a_missing_column_is_named_with_the_nearest(kind: type, column: str, giv
     [
         (PreferencePair, "chosen", 3, "must be text, not 3"),
         (PreferencePair, "rejected", None, "must be text, not None"),
+        (PreferencePair, "margin", -1, "must be a number of at least 0"),
+        (PreferencePair, "margin", "much", "must be a number of at least 0"),
+        (PreferencePair, "margin", True, "must be a number of at least 0"),
         (RankedCompletions, "completions", "x", "must be a list, not 'x'"),
         (RankedCompletions, "completions", [1, 2], "must be text"),
         (Demonstration, "completion", ["x"], "must be text"),

@@ -147,7 +147,8 @@ def test_nothing_and_everything_may_be_held_out() -> None:
 
 
 def test_the_rows_of_a_pair_stand_together_chosen_first() -> None:
-    packed, ranking_ids = packed_rankings(PAIRS[:3], tokenizer())
+    packed, ranking_ids, margins = packed_rankings(PAIRS[:3], tokenizer())
+    assert margins.tolist() == [0.0] * 6
     assert ranking_ids.tolist() == [0, 0, 1, 1, 2, 2]
     for row, text in enumerate(text for n in range(3) for text in texts(n)):
         learnt = packed.tokens[row][packed.loss_mask[row]].tolist()
@@ -235,3 +236,10 @@ def test_replay_is_its_share_of_what_is_learnt_from(num_new: int, num_old: int, 
 def test_ninety_new_rows_are_joined_by_ten_old_ones() -> None:
     """DeepSeekMath's share."""
     assert len(with_replay(PAIRS[:45] * 2, PAIRS, 0.1, "0")) == 100
+
+
+def test_the_margin_of_a_pair_is_part_of_its_loss() -> None:
+    """A head of zeros: log 2 without a margin, log(1 + e^m) with one."""
+    wide = [PreferencePair(pair.pair_id, pair.messages, pair.chosen, pair.rejected, margin=2.0) for pair in PAIRS[:8]]
+    _, logged = trained(wide, 1)
+    assert logged[0]["loss"] == pytest.approx(math.log(1 + math.exp(2)), abs=1e-5)

@@ -89,3 +89,29 @@ def test_a_judge_that_cannot_be_asked_is_refused(judge: dict[str, Any], message:
     with pytest.raises(ValueError, match="cannot be used") as refusal:
         parse_recipe(judged(judge))
     assert message in str(refusal.value)
+
+
+def test_a_judge_makes_the_pairs_of_online_dpo(tmp_path: Path) -> None:
+    """One that calls every second answer correct."""
+    stage = {
+        "name": "rl",
+        "kind": "preference",
+        "task": {"name": "arithmetic_chain", "min_terms": 3, "max_terms": 3},
+        "num_steps": 2,
+        "warmup_steps": 0,
+        "pairs_per_step": 2,
+        "max_new_tokens": 24,
+        "evaluation": {"at": []},
+    }
+
+    def verdict(asked: Any) -> Any:
+        word = "correct" if asked.number % 2 else "incorrect"
+        return fault_server.ok(json.dumps({"verdict": word, "reason": "?"}))
+
+    with fault_server.FaultServer(verdict) as server:
+        stage["judge"] = {"model": "judge", "base_url": server.url, "num_calls": 1, "concurrency": 1}
+        run_dir = tmp_path / "r"
+        with View(["rl"], plain=True, console=Console(file=io.StringIO())) as view:
+            run_recipe(parse_recipe({"name": "r", "stage": [stage]}), run_dir, view=view, command="melete run r")
+    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert sum(step["num_pairs"] for step in steps) > 0 and 0 < steps[0]["reward"] < 1
