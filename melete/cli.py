@@ -217,6 +217,8 @@ def tasks_show(
         from melete.tasks.show import shown, split_named
 
         found = _task(task, overrides or [])
+        if report := getattr(found, "report", None):
+            typer.echo(str(report))
         for index in range(num_problems):
             typer.echo(shown(found.problem(split_named(split), index), with_gold=True))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from melete.datasets.tables import json_object
 from melete.errors import DataError
 from melete.runs.atomic import write_atomically
 from melete.suggest import did_you_mean
@@ -50,12 +51,7 @@ def read_rows(path: Path, kind: type[_Kind]) -> list[_Kind]:
 
 
 def _row(line: str, kind: type[_Kind], place: str) -> _Kind:
-    try:
-        columns = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"not a JSON object: {error}", place=place, remedy="one object per line") from error
-    if not isinstance(columns, dict):
-        raise DataError("not a JSON object", place=place, remedy="one object per line")
+    columns = json_object(line, place)
     fields = [field.name for field in dataclasses.fields(kind)]
     optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
     id_name = fields[0]

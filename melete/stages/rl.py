@@ -31,7 +31,7 @@ from melete.stages.context import StageContext
 from melete.stages.rewards import stage_rewards, step_annotators
 from melete.stages.training import Stateful, Training
 from melete.tasks import make_task
-from melete.tasks.base import Task, is_plain
+from melete.tasks.base import Task, is_plain, waits
 from melete.text.chat import opens_thought
 from melete.types import Problem, RolloutGroup, SamplingSettings
 
@@ -145,7 +145,11 @@ class _Workshop:
         )
         task = make_task(stage.task.name, stage.task.own_settings())
         opened = opens_thought(tokenizer)
-        reward_context = RewardContext(task.grade, context.seed, opened, is_plain(task), stage.max_new_tokens)
+        reward_context = RewardContext(
+            task.grade, context.seed, opened, is_plain(task), stage.max_new_tokens, slow_grade=waits(task)
+        )
+        if left_out := getattr(getattr(task, "report", None), "dropped", ()):
+            context.view.message(f"{task.name}: {len(left_out)} rows are left out; melete tasks show lists them")
         rewards = stage_rewards(stage, reward_context, context, tokenizer)
         settings = rl.RLSettings(
             sampling=SampleSettings(

@@ -100,7 +100,7 @@ class ArithmeticChain:
         return float(value is not None and value == int(problem.gold))
 
     def label_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool]:
-        """A line is right when it is one true step of the chain, forwards or undone, that was not yet written.
+        r"""A line is right when it is one true step of the chain, forwards or undone, that was not yet written.
 
         The last line is right when the answer in it is. A line that calculates nothing is not a right step: else a
         policy that is paid by the step would write many of them.

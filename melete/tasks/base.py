@@ -42,6 +42,11 @@ def is_plain(task: Task) -> bool:
     return bool(getattr(task, "plain_answers", False))
 
 
+def waits(task: Task) -> bool:
+    """Whether grading waits for something outside this process; a task says so by `waits = True`."""
+    return bool(getattr(task, "waits", False))
+
+
 def step_labels_of(task: Task, problem: Problem, text: str) -> list[bool]:
     """The task's judgement of each step of a completion, in the order of `split_steps`.
 

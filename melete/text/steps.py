@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from melete.text.chat import decode_completion
 from melete.types import Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _TAGS = re.compile(r"</?think>|</?answer>")
 
