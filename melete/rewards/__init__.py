@@ -43,7 +43,7 @@ class RewardContext:
     """What a reward may need to know: the task's grader, the run's seed, and whether the template opens `<think>`.
 
     `plain`: the answer is the text without its thought, and no tags are expected. `slow_grade`: the task's grader waits
-    for something outside this process.
+    for something outside this process, and `graded_by` says what that is.
     """
 
     grade: Grade
@@ -52,11 +52,12 @@ class RewardContext:
     plain: bool = False
     max_new_tokens: int = 0
     slow_grade: bool = False
+    graded_by: str = ""
 
 
 def _accuracy(context: RewardContext) -> AnyReward:
     reward = _right(context)
-    return ConcurrentReward(reward) if context.slow_grade else reward
+    return ConcurrentReward(reward, graded_by=context.graded_by) if context.slow_grade else reward
 
 
 def _right(context: RewardContext) -> RewardFunction:

@@ -25,6 +25,7 @@ from melete.types import Rollout
 ITEM_SECONDS = 5.0  # limit of one comparison of formulas
 WORKER_MEMORY = 2 * 2**30  # bytes of address space
 MAX_ITEMS = 50  # of a tuple or set
+_KNOWN_LETTERS = frozenset(["e", "i", "pi", "sin", "cos", "tan", "ln", "log", "exp", "sqrt", "frac"])
 
 
 class UnreadableGold(GradingError):
@@ -58,7 +59,8 @@ def math_equal(gold: str, answer: str, *, seconds: float = ITEM_SECONDS) -> bool
       the sign to the question, but not to a gold 0.5.
     - Tuples and intervals keep their order and brackets; sets and bare lists do not have an order.
     - Names before `=` may be missing; two that differ are not equal. `2+3=5` is 5 only when every part is.
-    - Words are compared as words, not as products of letters; case does not matter.
+    - Words are compared as words, not as products of letters; case does not matter. A number is never equal to a
+      formula with unknowns.
     - All else is compared by math-verify, decimals inside formulas as fractions; without a proof, to fifteen places.
 
     Never equal: an empty answer, more than `MAX_CHARACTERS` characters, nesting beyond `MAX_NESTING`, powers and
@@ -120,7 +122,19 @@ def _equal_bodies(gold: Reading, answer: Reading, seconds: float) -> bool:
         ):
             return False
         case _:
-            return _ask(_formula_of(gold), _formula_of(answer), seconds)
+            wanted = isinstance(gold.body, Number) and isinstance(answer.body, Formula)
+            is_wrong_kind = wanted and _has_unknowns(_formula_of(answer))
+            return not is_wrong_kind and _ask(_formula_of(gold), _formula_of(answer), seconds)
+
+
+def _has_unknowns(text: str) -> bool:
+    """Whether letters stand for something: no formula with unknowns is a number, and "not 0" is no product.
+
+    >>> _has_unknowns("not 0"), _has_unknowns(r"2\\sqrt{3}+e"), _has_unknowns("sin(0)")
+    (True, False, False)
+    """
+    letters = re.findall(r"[A-Za-z]+", re.sub(r"\\[A-Za-z]+", " ", text))
+    return any(run not in _KNOWN_LETTERS for run in letters)
 
 
 def _is_set_of(several: Any, single: Reading, seconds: float) -> bool:

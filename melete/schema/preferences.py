@@ -34,6 +34,10 @@ class PairsStage(Stage):
     """The model that writes the samples."""
     task: TaskSettings
     """The problems; the task's grade decides which sample is better."""
+    judge: JudgePart | None = None
+    """A table [stage.judge] lets a language model decide instead, each pair shown in both orders."""
+    judge_threshold: NotNegative = 1.0
+    """With a judge: pairs it does not call this far apart, on a scale of -2 to 2, are left out (DeepSeek-R1: 1)."""
     num_prompts: Count = 300
     """Problems to sample from."""
     samples_per_prompt: Annotated[Count, Field(ge=2)] = 4
@@ -48,7 +52,13 @@ class PairsStage(Stage):
     """Sampling temperature."""
 
     def reads(self) -> list[str]:
-        return [self.model]
+        return [self.model, *([self.judge.model] if self.judge and not self.judge.base_url else [])]
+
+    def problems(self) -> Iterator[Problem]:
+        if self.judge and self.judge.num_calls < 2:
+            yield "judge.num_calls", "must be at least 2, one in each order"
+        if self.judge and self.pairs_per_prompt > 1:
+            yield "pairs_per_prompt", "is 1 with a judge, who is asked about two samples of each prompt"
 
     def plan(self) -> str:
         return f"pairs of {self.num_prompts} x {self.samples_per_prompt} samples of {self.model} on {self.task.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,18 +17,20 @@ from melete.loops.passes import OnStep
 from melete.loops.rl_rollouts import SampleSettings, sample_rollouts
 from melete.models.load import save_model
 from melete.models.moe import RouterBalancer
+from melete.rewards.endpoint import ChatModel
 from melete.rewards.grade import RewardPart, grade_groups
+from melete.rewards.judge import Contest, JudgedPairs, preference_pairs
 from melete.rewards.rules import accuracy
 from melete.sampling.native import NativeSampler
-from melete.schema import PairsStage, PreferenceStage
+from melete.schema import JudgePart, PairsStage, PreferenceStage
 from melete.stages.context import StageContext
-from melete.stages.rewards import judge_reward, score_reward
+from melete.stages.rewards import judge_model, judge_reward, score_reward
 from melete.stages.rl import held_out_of, optimizer_settings, train_problems
 from melete.stages.training import Training
 from melete.tasks import make_task
 from melete.tasks.base import Task, is_plain
 from melete.text.chat import opens_thought
-from melete.types import PreferencePair, SamplingSettings
+from melete.types import PreferencePair, Rollout, SamplingSettings
 
 PROMPTS_AT_ONCE = 32
 
@@ -43,13 +46,22 @@ def run_pairs(stage: PairsStage, context: StageContext) -> dict[str, Any]:
         (context.seed, stage.name),
     )
     rewards = _by_grade(task, tokenizer)
+    judge = judge_model(stage.judge, context) if stage.judge else None
+    failures: list[str] = []
     num_steps = -(-stage.num_prompts // PROMPTS_AT_ONCE)
     context.view.stage_started(stage.name, num_steps)
     pairs: list[PreferencePair] = []
     for step in range(num_steps):
         count = min(PROMPTS_AT_ONCE, stage.num_prompts - step * PROMPTS_AT_ONCE)
         problems = train_problems(task, context.seed, step, 0, PROMPTS_AT_ONCE)[:count]
-        groups = grade_groups(sample_rollouts(sampler, tokenizer, problems, settings, step), rewards)
+        rollouts = sample_rollouts(sampler, tokenizer, problems, settings, step)
+        if judge and stage.judge:
+            judged = judged_pairs(rollouts, judge, stage.judge, stage.judge_threshold, tokenizer)
+            pairs += judged.pairs
+            failures += [reason for reason in judged.reasons if reason]
+            context.view.step(stage.name, step + 1, {"num_pairs": float(len(pairs))}, None)
+            continue
+        groups = grade_groups(rollouts, rewards)
         for group in groups:
             pairs += sampled_pairs(
                 group, stage.pairs_per_prompt, stage.label_noise, f"{context.seed}/{stage.name}/{step}"
@@ -62,8 +74,33 @@ def run_pairs(stage: PairsStage, context: StageContext) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "data": f"data/{stage.name}.jsonl",
         "num_rows": len(pairs),
+        "num_without_verdict": len(failures),
         "evaluations": [],
     }
+
+
+def judged_pairs(
+    rollouts: Sequence[Sequence[Rollout]],
+    judge: ChatModel,
+    part: JudgePart,
+    threshold: float,
+    tokenizer: PreTrainedTokenizerBase,
+) -> JudgedPairs:
+    """The first two samples of each prompt that ended and differ, as a judge sees them."""
+    contests = []
+    for siblings in rollouts:
+        ended = {r.text: r for r in siblings if r.completion.finish_reason == "stop"}
+        if len(ended) > 1:
+            (one, two), problem = list(ended)[:2], siblings[0].problem
+            contests.append(Contest(problem.problem_id, problem.messages, one, two))
+    return preference_pairs(
+        judge,
+        contests,
+        threshold=threshold,
+        num_calls=part.num_calls,
+        scope=part.scope,
+        thought_opened=opens_thought(tokenizer),
+    )
 
 
 def _by_grade(task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, RewardPart]:

@@ -49,6 +49,14 @@ def stage_rewards(
 
 def judge_reward(part: JudgePart, context: StageContext, *, thought_opened: bool) -> AnyReward:
     """The verdict of a model behind an endpoint, asked while others still write, or of one on this machine."""
+    make = win_rate if part.verdict == "win_rate" else correctness
+    model = judge_model(part, context)
+    judged = make(model, num_calls=part.num_calls, scope=part.scope, thought_opened=thought_opened)
+    return one_by_one(judged, part.concurrency, part.model) if part.base_url else judged
+
+
+def judge_model(part: JudgePart, context: StageContext) -> ChatModel:
+    """The judge itself: a model behind an endpoint, whose replies are kept in the run's cache, or a local one."""
     if part.base_url:
         settings = EndpointSettings(
             part.base_url,
@@ -59,14 +67,10 @@ def judge_reward(part: JudgePart, context: StageContext, *, thought_opened: bool
             timeout=part.timeout_s,
             cache=context.run.path / "judge_cache.sqlite",
         )
-        model: ChatModel = Endpoint(settings)
-    else:
-        tokenizer, weights = context.load(part.model)
-        sampler = NativeSampler(weights, tokenizer)
-        model = LocalChatModel(sampler, tokenizer, SamplingSettings(part.max_new_tokens), seed=context.seed)
-    make = win_rate if part.verdict == "win_rate" else correctness
-    judged = make(model, num_calls=part.num_calls, scope=part.scope, thought_opened=thought_opened)
-    return one_by_one(judged, part.concurrency, part.model) if part.base_url else judged
+        return Endpoint(settings)
+    tokenizer, weights = context.load(part.model)
+    sampler = NativeSampler(weights, tokenizer)
+    return LocalChatModel(sampler, tokenizer, SamplingSettings(part.max_new_tokens), seed=context.seed)
 
 
 def model_rewards(

@@ -146,7 +146,13 @@ class _Workshop:
         task = make_task(stage.task.name, stage.task.own_settings())
         opened = opens_thought(tokenizer)
         reward_context = RewardContext(
-            task.grade, context.seed, opened, is_plain(task), stage.max_new_tokens, slow_grade=waits(task)
+            task.grade,
+            context.seed,
+            opened,
+            is_plain(task),
+            stage.max_new_tokens,
+            slow_grade=waits(task),
+            graded_by=getattr(task, "graded_by", ""),
         )
         if left_out := getattr(getattr(task, "report", None), "dropped", ()):
             context.view.message(f"{task.name}: {len(left_out)} rows are left out; melete tasks show lists them")

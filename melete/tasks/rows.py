@@ -171,6 +171,11 @@ class RowTask:
         """Mathematics may go to a worker process, programs go to a sandbox."""
         return self.grader in (grade_math, grade_code)
 
+    @property
+    def graded_by(self) -> str:
+        """The sandbox that programs run in; empty for other graders."""
+        return _code_reward().executor_name if self.grader is grade_code else ""
+
     def problem(self, split: Split, index: int) -> Problem:
         """The `index`-th problem; `meta["row"]` tells the row. Raises `RecipeError` for a split without rows."""
         rows = self.rows[split]

@@ -682,3 +682,15 @@ def test_neither_torch_nor_sympy_is_loaded_into_the_parent():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.strip() == "", done.stderr
+
+
+@pytest.mark.parametrize("answer", ["not 0", "0 if True else 0", "x*0", "0x", "about 0", "0 or so", r"\\pi x 0"])
+def test_a_formula_with_unknowns_is_no_number(answer: str) -> None:
+    assert not math_equal("0", answer)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"), [("0", r"\\sin(0)"), ("2", r"\\sqrt{4}"), ("1", "e^0"), ("3", r"\\frac{6}{2}")]
+)
+def test_a_formula_of_numbers_is_one(gold: str, answer: str) -> None:
+    assert math_equal(gold, answer)

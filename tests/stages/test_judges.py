@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,35 @@ def test_a_judge_makes_the_pairs_of_online_dpo(tmp_path: Path) -> None:
             run_recipe(parse_recipe({"name": "r", "stage": [stage]}), run_dir, view=view, command="melete run r")
     steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert sum(step["num_pairs"] for step in steps) > 0 and 0 < steps[0]["reward"] < 1
+
+
+def test_a_judge_makes_a_data_set_of_pairs(tmp_path: Path) -> None:
+    """One that likes what is shown first finds no pair; one that likes the longer answer finds some."""
+    stage = {
+        "name": "pairs",
+        "kind": "pairs",
+        "task": {"name": "verse"},
+        "num_prompts": 6,
+        "samples_per_prompt": 2,
+        "max_new_tokens": 48,
+    }
+
+    def pairs(verdict: Any, name: str) -> dict[str, Any]:
+        with fault_server.FaultServer(verdict) as server:
+            stage["judge"] = {"model": "judge", "base_url": server.url, "num_calls": 2}
+            recipe = parse_recipe({"name": "r", "stage": [stage]})
+            with View(["pairs"], plain=True, console=Console(file=io.StringIO())) as view:
+                run_recipe(recipe, tmp_path / name, view=view, command="melete run r")
+        return json.loads((tmp_path / name / "summary.json").read_text())["stages"][0]
+
+    def longer(asked: Any) -> Any:
+        first, second = re.findall(r"answer [AB]:\n===\w+===\n(.*?)\n===", asked.text, re.DOTALL)
+        verdict = "A=B" if len(first) == len(second) else "A>>B" if len(first) > len(second) else "B>>A"
+        return fault_server.ok(f"[[{verdict}]]")
+
+    lazy = pairs(lambda _asked: fault_server.ok("[[A>>B]]"), "lazy")
+    assert lazy["num_rows"] == 0 and lazy["num_without_verdict"] > 0
+    made = pairs(longer, "other")
+    rows = [json.loads(line) for line in (tmp_path / "other" / "data" / "pairs.jsonl").read_text().splitlines()]
+    assert len(rows) == made["num_rows"] > 0
+    assert all(len(row["chosen"]) > len(row["rejected"]) for row in rows)
