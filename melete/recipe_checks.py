@@ -17,7 +17,6 @@ from melete.schema import (
     STAGE_KINDS,
     CompareStage,
     EvaluationSettings,
-    PairsStage,
     PreferenceStage,
     Problem,
     Recipe,
@@ -179,8 +178,8 @@ MODEL_KEYS = ("model", "teacher", "reference", "reward_model", "step_rewards")
 
 def _source_problems(stage: Stage, earlier: Sequence[Stage], later: list[str]) -> Iterator[Problem]:
     """Models and data sets that no earlier stage makes and that are nowhere on disk."""
-    makes_data = [other.name for other in earlier if isinstance(other, PairsStage)]
-    makes_models = [other.name for other in earlier if not isinstance(other, PairsStage | CompareStage)]
+    makes_data = [other.name for other in earlier if other.makes == "data"]
+    makes_models = [other.name for other in earlier if other.makes in ("model", "reward model")]
     for name in stage.reads():
         key = _key_of(stage, name)
         if name in later or name == stage.name:

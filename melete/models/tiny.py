@@ -1,13 +1,24 @@
-"""The bundled base: DeepSeek-V3's architecture at about a million parameters, and its byte-pair tokenizer."""
+"""The bundled models and their byte-pair tokenizer: a base of DeepSeek-V3's architecture at about a million parameters,
+and dense ones of half that size and less for it to teach."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, Literal, cast
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
+Architecture = Literal["deepseek_v3", "qwen3", "llama"]
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 CHAT_TEMPLATE = (
@@ -47,17 +58,42 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def tiny_model(
-    tokenizer: PreTrainedTokenizerFast, *, hidden_size: int = 128, num_layers: int = 4
-) -> DeepseekV3ForCausalLM:
-    """A randomly initialised model: latent attention in every layer, experts in all but the first."""
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    architecture: Architecture = "deepseek_v3",
+    hidden_size: int = 128,
+    num_layers: int = 4,
+) -> PreTrainedModel:
+    """A randomly initialised model of four attention heads; DeepSeek-V3's has experts in all layers but the first."""
+    shared = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "intermediate_size": 2 * hidden_size,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        "initializer_range": 0.06,
+        "tie_word_embeddings": True,
+        "bos_token_id": cast(int, tokenizer.bos_token_id),
+        "eos_token_id": cast(int, tokenizer.eos_token_id),
+        "pad_token_id": cast(int, tokenizer.pad_token_id),
+    }
+    if architecture == "deepseek_v3":
+        return DeepseekV3ForCausalLM(_deepseek_v3(shared))
+    dense = shared | {"num_key_value_heads": 2, "head_dim": hidden_size // 4}
+    if architecture == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**dense))
+    return LlamaForCausalLM(LlamaConfig(**dense))
+
+
+def _deepseek_v3(shared: dict[str, Any]) -> DeepseekV3Config:
+    """Latent attention in every layer."""
+    hidden_size = shared["hidden_size"]
     config = DeepseekV3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        num_hidden_layers=num_layers,
-        intermediate_size=2 * hidden_size,
-        moe_intermediate_size=hidden_size // 2,
-        num_attention_heads=4,
+        **shared,
         num_key_value_heads=4,
+        moe_intermediate_size=hidden_size // 2,
         n_shared_experts=1,
         n_routed_experts=8,
         num_experts_per_tok=2,
@@ -71,13 +107,6 @@ def tiny_model(
         v_head_dim=hidden_size // 4,
         routed_scaling_factor=1.0,
         norm_topk_prob=True,
-        max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
-        initializer_range=0.06,
-        tie_word_embeddings=True,
-        bos_token_id=cast(int, tokenizer.bos_token_id),
-        eos_token_id=cast(int, tokenizer.eos_token_id),
-        pad_token_id=cast(int, tokenizer.pad_token_id),
     )
     config._experts_implementation = "grouped_mm"
-    return DeepseekV3ForCausalLM(config)
+    return config

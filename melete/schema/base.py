@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Problem: TypeAlias = tuple[str, str]  # a key below the settings object, and what is wrong with it
+Artefact: TypeAlias = Literal["model", "reward model", "data", "nothing"]
 BUNDLED_MODELS = ("tiny",)
 
 
@@ -88,6 +89,9 @@ class EvaluationSettings(Settings):
 class Stage(Settings):
     """What every stage has."""
 
+    makes: ClassVar[Artefact] = "nothing"
+    """What the stage leaves behind under its own name, for later stages to read."""
+
     name: Name
     """What later stages, overrides and the report call this stage."""
 
@@ -107,6 +111,7 @@ class Stage(Settings):
 class TrainingStage(Stage):
     """What every stage has that updates a model."""
 
+    makes: ClassVar[Artefact] = "model"
     model: Annotated[str, Field(min_length=1)] = "tiny"
     """The model to start from: a bundled name, an earlier stage's name, or a directory in Hugging Face format."""
     lr: Positive = 2e-4

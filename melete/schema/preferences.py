@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from melete.schema.base import (
+    Artefact,
     Count,
     CountOrNone,
     EvaluationSettings,
@@ -28,6 +29,7 @@ DataName = Annotated[str, Field(min_length=1)]
 class PairsStage(Stage):
     """Makes preferences: samples of each problem, graded, the better one against a worse one."""
 
+    makes: ClassVar[Artefact] = "data"
     kind: Literal["pairs"]
     """The kind of stage."""
     model: Annotated[str, Field(min_length=1)] = "tiny"
@@ -67,6 +69,7 @@ class PairsStage(Stage):
 class RewardModelStage(TrainingStage):
     """Trains a model that gives a response a score."""
 
+    makes: ClassVar[Artefact] = "reward model"
     kind: Literal["reward_model"]
     """The kind of stage."""
     data: DataName

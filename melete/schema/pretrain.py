@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from melete.schema.base import Count, NotNegative, Positive, Problem, Seed, Stage
+from melete.schema.base import Artefact, Count, NotNegative, Positive, Problem, Seed, Stage
 
 
 class PretrainStage(Stage):
     """Next-token prediction on the generated corpus: makes a tokenizer and a base model from nothing."""
 
+    makes: ClassVar[Artefact] = "model"
     kind: Literal["pretrain"]
     """The kind of stage."""
     corpus_seed: Seed = 0
@@ -21,12 +22,16 @@ class PretrainStage(Stage):
     """Tokens to train on, prompts included."""
     tokens_per_batch: Count = 4096
     """Tokens per optimizer step, padding included."""
+    architecture: Literal["deepseek_v3", "qwen3", "llama"] = "deepseek_v3"
+    """Experts and latent attention, or a dense model."""
+    tokenizer: str = ""
+    """A model whose tokenizer is taken, so that texts can go from one to the other; empty to train one."""
     vocab_size: Annotated[Count, Field(ge=512)] = 768
     """Entries of the tokenizer: bytes, special tokens and merges."""
     hidden_size: Annotated[Count, Field(multiple_of=8)] = 128
     """Width of the model; the widths of attention and experts follow from it."""
     num_layers: Annotated[Count, Field(ge=2)] = 4
-    """Layers, the first dense and the others with experts."""
+    """Layers; with experts, the first is dense."""
     lr: Positive = 3e-3
     """Highest learning rate."""
     warmup_share: Positive = 0.01
@@ -44,8 +49,11 @@ class PretrainStage(Stage):
     out: str = ""
     """A directory that also receives the finished model; empty for none."""
 
+    def reads(self) -> list[str]:
+        return [self.tokenizer] if self.tokenizer else []
+
     def plan(self) -> str:
-        return f"pretrain, {self.num_tokens:,} tokens, lr {self.lr:g}"
+        return f"pretrain a {self.architecture}, {self.num_tokens:,} tokens, lr {self.lr:g}"
 
     def problems(self) -> Iterator[Problem]:
         if self.warmup_share + self.decay_share > 1:

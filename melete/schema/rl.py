@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from melete.schema.base import (
+    Artefact,
     Count,
     CountOrNone,
     EvaluationSettings,
@@ -148,6 +149,7 @@ TRAINING_SETTINGS = ("lr", "num_epochs", "num_minibatches")  # of a stage, and a
 class CompareStage(RLStage):
     """The same reinforcement learning with several algorithms and seeds: one table and one plot."""
 
+    makes: ClassVar[Artefact] = "nothing"
     kind: Literal["compare"]  # type: ignore[assignment]
     """The kind of stage."""
     algorithms: Annotated[list[str], Field(min_length=1)]

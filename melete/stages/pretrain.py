@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from melete.corpus.mix import sample_texts
 from melete.loops.pretrain import PretrainSettings, pretrain_with_workers
-from melete.models.load import save_model
+from melete.models.load import load_tokenizer, save_model
 from melete.models.tiny import tiny_model, train_tokenizer
 from melete.schema import PretrainStage
 from melete.stages.context import Interrupted, StageContext
@@ -35,9 +36,14 @@ def run_pretrain(stage: PretrainStage, context: StageContext) -> dict[str, Any]:
         router_bias_rate=stage.router_bias_rate,
         num_workers=stage.num_workers,
     )
-    tokenizer = train_tokenizer(sample_texts(), stage.vocab_size)
+    if stage.tokenizer:
+        tokenizer = cast(PreTrainedTokenizerFast, load_tokenizer(context.model_path(stage.tokenizer)))
+    else:
+        tokenizer = train_tokenizer(sample_texts(), stage.vocab_size)
     torch.manual_seed(context.seed)
-    model = tiny_model(tokenizer, hidden_size=stage.hidden_size, num_layers=stage.num_layers)
+    model = tiny_model(
+        tokenizer, architecture=stage.architecture, hidden_size=stage.hidden_size, num_layers=stage.num_layers
+    )
     context.view.stage_started(stage.name, stage.num_tokens // stage.tokens_per_batch)
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
