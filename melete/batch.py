@@ -68,7 +68,8 @@ class Batch:
         truncated: list[bool] = []
         parts: list[list[float]] = []
         versions: list[int] = []
-        part_names = tuple(groups[0].rewards[0].parts) if groups and groups[0].rewards else ()
+        # not every part counts for every problem
+        part_names = tuple(dict.fromkeys(name for group in groups for reward in group.rewards for name in reward.parts))
         for group in groups:
             for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
                 place = f"{group.group_id}, sibling {rollout.sibling}"

@@ -161,8 +161,8 @@ def lookup_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def _stage_problems(stage: Stage, earlier: Sequence[Stage], later: list[str]) -> Iterator[Problem]:
     yield from _source_problems(stage, earlier, later)
-    if isinstance(getattr(stage, "task", None), TaskSettings):
-        yield from _task_problems(stage)
+    for key, task in stage.task_tables().items():
+        yield from _task_problems(stage, key, task)
     if isinstance(stage, CompareStage):
         yield from _comparison_problems(stage)
     elif isinstance(stage, RLStage):
@@ -213,35 +213,35 @@ def _key_of(stage: Stage, name: str) -> str:
     return "model"
 
 
-def _task_problems(stage: Any) -> Iterator[Problem]:
+def _task_problems(stage: Stage, place: str, task: TaskSettings) -> Iterator[Problem]:
     from melete.tasks import NOT_SETTINGS, TASKS, is_known, known_names, make_task
 
-    if not is_known(stage.task.name):
-        yield "task.name", f"unknown task {stage.task.name!r}; {did_you_mean(stage.task.name, known_names())}"
+    if not is_known(task.name):
+        yield f"{place}.name", f"unknown task {task.name!r}; {did_you_mean(task.name, known_names())}"
         return
-    if stage.task.name not in TASKS:  # its data say what can be
+    if task.name not in TASKS:  # its data say what can be
         try:
-            make_task(stage.task.name, stage.task.own_settings())
+            make_task(task.name, task.own_settings())
         except ValueError as error:
-            yield "task", _told(error)
+            yield place, _told(error)
         return
     known = {
-        field.name: field for field in dataclasses.fields(TASKS[stage.task.name]) if field.name not in NOT_SETTINGS
+        field.name: field for field in dataclasses.fields(TASKS[task.name]) if field.name not in NOT_SETTINGS
     }
     wrong = False
-    for key, value in stage.task.own_settings().items():
+    for key, value in task.own_settings().items():
         if key not in known:
             wrong = True
-            near = did_you_mean(key, known, f"{stage.name}.task.")
-            yield f"task.{key}", f"unknown key of task {stage.task.name}; {near}"
+            near = did_you_mean(key, known, f"{stage.name}.{place}.")
+            yield f"{place}.{key}", f"unknown key of task {task.name}; {near}"
         elif type(value) is not type(known[key].default):
             wrong = True
-            yield f"task.{key}", f"must be {_TYPE_NAMES[type(known[key].default)]}, not {value!r}"
+            yield f"{place}.{key}", f"must be {_TYPE_NAMES[type(known[key].default)]}, not {value!r}"
     if not wrong:
         try:
-            make_task(stage.task.name, stage.task.own_settings())
+            make_task(task.name, task.own_settings())
         except ValueError as error:
-            yield "task", _told(error)
+            yield place, _told(error)
 
 
 def _comparison_problems(stage: CompareStage) -> Iterator[Problem]:

@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": LEAVES | {"text", "rewards", "datasets"},
     # rows on disk and as tokens: what a data set holds is decided here, not in the loops
     "datasets": LEAVES | {"text", "batch", "runs.atomic"},
-    "corpus": LEAVES | {"text", "tasks"},
+    # lessons for a judge are asked as the judge will be
+    "corpus": LEAVES | {"text", "tasks", "rewards.judge_prompts"},
     "models": LEAVES | CORE | CONTENT | {"runs.atomic"},
     "sampling": LEAVES | CORE | CONTENT,
     "learning": LEAVES | CORE | CONTENT,

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from melete.corpus.general import general
 from melete.corpus.traces import TraceSettings, think_chain, think_countdown
 from melete.tasks.arithmetic import PREGUNTAS, QUESTIONS, draw_chain
 from melete.tasks.base import split_of
 from melete.tasks.countdown import PREGUNTAS as COUNTDOWN_ES
 from melete.tasks.countdown import QUESTIONS as COUNTDOWN_EN
 from melete.tasks.countdown import draw_puzzle, list_numbers, puzzle_text
+from melete.tasks.exchanges import general
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ def step_metrics(
         "num_completion_tokens": float(sum(lengths)),
         "staleness_max": float(step - min(rollout.completion.policy_version for rollout in rollouts)),
     }
-    for name in rewards[0].parts:
-        metrics[f"reward/{name}"] = _mean([value for r in rewards if (value := r.parts[name]) is not None])
+    for name in dict.fromkeys(name for reward in rewards for name in reward.parts):
+        metrics[f"reward/{name}"] = _mean([value for r in rewards if (value := r.parts.get(name)) is not None])
     if len(groups) != len(found.groups):
         metrics["num_sampled_groups"] = float(len(groups))
     return metrics | _group_metrics(groups) | dict(stats)
@@ -42,10 +42,12 @@ def step_metrics(
 
 def _group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Shares of groups that teach nothing (all rewards equal), and of those in which everything was right."""
-    accuracies = [[reward.parts.get("accuracy") for reward in group.rewards] for group in groups]
+    accuracies = [
+        [reward.parts["accuracy"] for reward in group.rewards if "accuracy" in reward.parts] for group in groups
+    ]
     return {
         "dead_groups": _mean([float(not has_signal(group)) for group in groups]),
-        "all_correct_groups": _mean([float(all(a == 1.0 for a in parts)) for parts in accuracies]),
+        "all_correct_groups": _mean([float(all(a == 1.0 for a in parts)) for parts in accuracies if parts]),
     }
 
 

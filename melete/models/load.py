@@ -13,7 +13,7 @@ from transformers.utils import logging
 from melete.errors import ModelError
 from melete.runs.atomic import new_directory
 
-BUNDLED = {"tiny": "tiny-base"}
+BUNDLED = {"tiny": "tiny-base", "student-qwen": "student-qwen", "student-llama": "student-llama"}
 logging.disable_progress_bar()  # loading a file is not worth a line of the live view
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 DAMAGED = "copy or save the model again; its files are incomplete or damaged"

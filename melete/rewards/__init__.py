@@ -21,6 +21,7 @@ from melete.rewards.rules import (
     AnyReward,
     ConcurrentReward,
     Grade,
+    Plain,
     RewardFunction,
     accuracy,
     format_tags,
@@ -49,7 +50,7 @@ class RewardContext:
     grade: Grade
     seed: int
     thought_opened: bool = False
-    plain: bool = False
+    plain: Plain = False
     max_new_tokens: int = 0
     slow_grade: bool = False
     graded_by: str = ""

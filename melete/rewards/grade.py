@@ -12,10 +12,10 @@ from typing import Literal
 
 from melete.rewards.errors import GradingError
 from melete.rewards.rules import AnyReward, BatchReward, ConcurrentReward, RewardFunction
-from melete.types import Reward, Rollout, RolloutGroup
+from melete.types import Problem, Reward, Rollout, RolloutGroup
 
 Normalise = Literal["none", "group", "step"]
-_Graded = float | Exception
+_Graded = float | Exception | None  # None where a part does not count
 
 
 class NotFinite(GradingError):
@@ -28,12 +28,18 @@ class RewardPart:
 
     `gate` names another part: where that is not above 0, this one counts as 0. `normalise` takes off the mean and
     divides by the deviation (population) of what is known in the group, or in the whole step; equal values become 0.
+    `tasks` are those whose problems the part counts for, all where empty; elsewhere it is neither asked nor recorded.
     """
 
     function: AnyReward
     weight: float = 1.0
     gate: str = ""
     normalise: Normalise = "none"
+    tasks: frozenset[str] = frozenset()
+
+    def counts_for(self, problem: Problem) -> bool:
+        """Whether the problem's task, or a part of a mixture on the way to it, is one of `tasks`."""
+        return not self.tasks or not self.tasks.isdisjoint(problem.task.split("/"))
 
 
 def grade_rollout(rollout: Rollout, functions: Mapping[str, RewardFunction], weights: Mapping[str, float]) -> Reward:
@@ -80,6 +86,8 @@ class Grading:
     def start(self, rollout: Rollout) -> None:
         """Begins the parts of this rollout that can wait in a thread."""
         for name, part in self.parts.items():
+            if not part.counts_for(rollout.problem):
+                continue
             if self.threads is not None and isinstance(part.function, ConcurrentReward):
                 # the rollout is kept beside its future, so that its identity is not given to another
                 future = self.threads.submit(_one, part.function, rollout)
@@ -100,6 +108,11 @@ class Grading:
         return found
 
     def _graded(self, name: str, part: RewardPart, rollouts: Sequence[Rollout]) -> list[_Graded]:
+        counted = [rollout for rollout in rollouts if part.counts_for(rollout.problem)]
+        values = iter(self._asked(name, part, counted) if counted else [])
+        return [next(values) if part.counts_for(rollout.problem) else None for rollout in rollouts]
+
+    def _asked(self, name: str, part: RewardPart, rollouts: Sequence[Rollout]) -> list[_Graded]:
         if isinstance(part.function, BatchReward):
             return _together(part.function, rollouts)
         if not isinstance(part.function, ConcurrentReward):
@@ -139,14 +152,14 @@ def _counted(
     graded: Mapping[str, Sequence[_Graded]],
     groups: Sequence[Sequence[Rollout]],
 ) -> list[float | None]:
-    """What of a part joins the sum: through its gate, then on its scale; None where it is not known."""
+    """What of a part joins the sum: through its gate, then on its scale; None where it is not known or not counted."""
     gates = graded[part.gate] if part.gate else [1.0] * len(values)
     counted: list[float | None] = []
     for value, gate in zip(values, gates, strict=True):
-        if isinstance(value, Exception) or isinstance(gate, Exception):
+        if value is None or isinstance(value, Exception) or isinstance(gate, Exception):
             counted.append(None)
         else:
-            counted.append(value if gate > 0 else 0.0)
+            counted.append(0.0 if gate is not None and gate <= 0 else value)
     if part.normalise == "none":
         return counted
     if part.normalise == "step":
@@ -171,13 +184,11 @@ def _reward(
     counted: Mapping[str, Sequence[float | None]],
     row: int,
 ) -> Reward:
-    raw = {name: graded[name][row] for name in parts}
+    raw = {name: value for name in parts if (value := graded[name][row]) is not None}
     failures = [f"{name}: {_told(value)}" for name, value in raw.items() if isinstance(value, Exception)]
-    shares = [(part.weight, counted[name][row]) for name, part in parts.items()]
-    known = [weight * value for weight, value in shares if value is not None]
-    total = sum(known) if len(known) == len(parts) else None
+    known = [parts[name].weight * value for name in raw if (value := counted[name][row]) is not None]
     return Reward(
-        total,
+        sum(known) if len(known) == len(raw) else None,
         {name: None if isinstance(value, Exception) else value for name, value in raw.items()},
         failures[-1] if failures else "",
     )

@@ -208,9 +208,16 @@ def win_rate(
 
 
 def correctness(
-    model: ChatModel, *, num_calls: int = 1, scope: Scope = "answer", thought_opened: bool = False
+    model: ChatModel,
+    *,
+    num_calls: int = 1,
+    scope: Scope = "answer",
+    thought_opened: bool = False,
+    messages: Callable[[Sequence[Message], str, str], tuple[Message, ...]] = point_messages,
 ) -> BatchReward:
     """1 where the judge calls an answer correct by the problem's gold answer, else 0; the mean over `num_calls`.
+
+    `messages` makes the request of question, reference and answer.
 
     An empty answer is 0 without a question. A single reply without a verdict is that rollout's failure.
     """
@@ -220,7 +227,7 @@ def correctness(
     def scores(rollouts: Sequence[Rollout]) -> list[float | GradingError]:
         texts = [shown(rollout.text, scope, thought_opened=thought_opened) for rollout in rollouts]
         conversations = [
-            (point_messages(rollout.problem.messages, rollout.problem.gold, text), call)
+            (messages(rollout.problem.messages, rollout.problem.gold, text), call)
             for rollout, text in zip(rollouts, texts, strict=True)
             for call in range(num_calls)
             if text.strip()

@@ -74,6 +74,16 @@ def point_messages(question: Sequence[Message], reference: str, prediction: str)
     return _messages(_POINT, {"question": as_text(question), "reference": reference, "answer to judge": prediction})
 
 
+def short_point_messages(question: Sequence[Message], reference: str, prediction: str) -> tuple[Message, ...]:
+    """The request of `point_messages` in a form for a small model that was trained to judge: no rules, one text a line.
+
+    A text keeps to its line, so that an answer cannot write a reference of its own.
+    """
+    texts = {"Question": as_text(question), "Reference": reference, "Answer": prediction}
+    lines = [f"{name}: {' / '.join(harmless(text).split(chr(10)))}" for name, text in texts.items()]
+    return (Message("user", "\n".join([*lines, "Is the answer correct?"])),)
+
+
 def as_text(messages: Sequence[Message]) -> str:
     """A conversation as one text: a single request as it is, else each turn under its role."""
     if len(messages) == 1:

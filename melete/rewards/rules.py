@@ -57,16 +57,17 @@ AnyReward = RewardFunction | BatchReward | ConcurrentReward
 
 
 Grade = Callable[[Problem, str], float]
+Plain = bool | Callable[[Problem], bool]
 
 
-def accuracy(grade: Grade, *, thought_opened: bool = False, plain: bool = False) -> RewardFunction:
+def accuracy(grade: Grade, *, thought_opened: bool = False, plain: Plain = False) -> RewardFunction:
     """The task's own grade of what is inside `<answer>` after the thought; 0 where there is no answer.
 
-    A `plain` answer has no tags: it is all that is not the thought.
+    A `plain` answer has no tags: it is all that is not the thought. In a mixture that may depend on the problem.
     """
 
     def reward(rollout: Rollout) -> float:
-        if plain:
+        if plain(rollout.problem) if callable(plain) else plain:
             return grade(rollout.problem, without_thought(rollout.text, thought_opened=thought_opened))
         answer = parse_completion(rollout.text, thought_opened=thought_opened).answer
         return 0.0 if answer is None else grade(rollout.problem, answer)

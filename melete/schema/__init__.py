@@ -8,6 +8,8 @@ pretrain.py     a base model from nothing
 imitation.py    supervised fine-tuning, distillation
 rewards.py      the parts of a reward
 rl.py           reinforcement learning, and the comparison of its algorithms
+curation.py     data out of samples and out of other data
+writing.py      data without learning: written demonstrations, labels of safety
 preferences.py  pairs, reward models, DPO and its family
 recipe.py       the list of stages
 """
@@ -21,12 +23,14 @@ from melete.schema.base import (
     TaskSettings,
     TrainingStage,
 )
+from melete.schema.curation import MixStage, ReadableSettings, RejectStage
 from melete.schema.imitation import DistillStage, SFTStage
 from melete.schema.preferences import PairsStage, PreferenceStage, RewardModelStage
 from melete.schema.pretrain import PretrainStage
 from melete.schema.recipe import STAGE_KINDS, AnyStage, Recipe
 from melete.schema.rewards import JudgePart, RewardModelPart, RewardPartSettings
-from melete.schema.rl import CompareStage, CriticSettings, RLStage
+from melete.schema.rl import CompareStage, CriticSettings, LateTask, RLStage
+from melete.schema.writing import LabelsStage, WriteStage
 
 __all__ = [
     "BUNDLED_MODELS",
@@ -37,12 +41,17 @@ __all__ = [
     "DistillStage",
     "EvaluationSettings",
     "JudgePart",
+    "LabelsStage",
+    "LateTask",
+    "MixStage",
     "PairsStage",
     "PreferenceStage",
     "PretrainStage",
     "Problem",
     "RLStage",
+    "ReadableSettings",
     "Recipe",
+    "RejectStage",
     "RewardModelPart",
     "RewardModelStage",
     "RewardPartSettings",
@@ -51,4 +60,5 @@ __all__ = [
     "Stage",
     "TaskSettings",
     "TrainingStage",
+    "WriteStage",
 ]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 Problem: TypeAlias = tuple[str, str]  # a key below the settings object, and what is wrong with it
 Artefact: TypeAlias = Literal["model", "reward model", "data", "nothing"]
-BUNDLED_MODELS = ("tiny",)
+BUNDLED_MODELS = ("tiny", "student-qwen", "student-llama")
 
 
 def _whole(value: Any) -> Any:
@@ -98,6 +98,11 @@ class Stage(Settings):
     def reads(self) -> list[str]:
         """The models that the stage reads."""
         return []
+
+    def task_tables(self) -> dict[str, TaskSettings]:
+        """Where problems come from, by the key of the table that says so."""
+        task = getattr(self, "task", None)
+        return {"task": task} if isinstance(task, TaskSettings) else {}
 
     def plan(self) -> str:
         """What the stage would do, on one line."""

@@ -7,13 +7,26 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field
 
 from melete.schema.base import Name, Seed, Settings, Stage
+from melete.schema.curation import MixStage, RejectStage
 from melete.schema.imitation import DistillStage, SFTStage
 from melete.schema.preferences import PairsStage, PreferenceStage, RewardModelStage
 from melete.schema.pretrain import PretrainStage
 from melete.schema.rl import CompareStage, RLStage
+from melete.schema.writing import LabelsStage, WriteStage
 
 AnyStage: TypeAlias = Annotated[
-    PretrainStage | SFTStage | RLStage | CompareStage | PairsStage | RewardModelStage | PreferenceStage | DistillStage,
+    PretrainStage
+    | SFTStage
+    | RLStage
+    | CompareStage
+    | PairsStage
+    | RewardModelStage
+    | PreferenceStage
+    | DistillStage
+    | WriteStage
+    | LabelsStage
+    | RejectStage
+    | MixStage,
     Field(discriminator="kind"),
 ]
 STAGE_KINDS: dict[str, type[Stage]] = {
@@ -25,6 +38,10 @@ STAGE_KINDS: dict[str, type[Stage]] = {
     "reward_model": RewardModelStage,
     "preference": PreferenceStage,
     "distill": DistillStage,
+    "write": WriteStage,
+    "labels": LabelsStage,
+    "reject": RejectStage,
+    "mix": MixStage,
 }
 
 

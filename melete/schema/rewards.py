@@ -16,6 +16,8 @@ class JudgePart(Settings):
     """The judge: its name at the endpoint; without base_url an earlier stage, a bundled model or a directory."""
     verdict: Literal["correctness", "win_rate"] = "correctness"
     """Right or wrong by the problem's gold answer, or better or worse than it, shown in both orders."""
+    form: Literal["full", "short"] = "full"
+    """How it is asked: with all rules, or shortly, as a small model is asked that was trained to judge."""
     base_url: str = ""
     """An OpenAI-compatible endpoint, such as "https://host/v1"; empty for a model on this machine."""
     key_variable: str = ""
@@ -46,6 +48,8 @@ class RewardPartSettings(Settings):
 
     reward: str = ""
     """The reward of the table, or an import path, that this part is; empty for the part's own name."""
+    tasks: list[str] = []
+    """The tasks, or parts of a mixture, whose problems this part counts for; empty for all."""
     gate: str = ""
     """Another part of the reward; where that is not above 0, this one counts as 0."""
     normalise: Literal["none", "group", "step"] = "none"

@@ -17,6 +17,7 @@ from melete.schema.base import (
     Seed,
     Setting,
     Settings,
+    Share,
     TaskSettings,
     TrainingStage,
 )
@@ -38,6 +39,17 @@ class CriticSettings(Settings):
     """Steps at the start in which only the critic learns."""
 
 
+class LateTask(Settings):
+    """Further problems that join in the last part of the stage, such as general prompts with preference rewards."""
+
+    task: TaskSettings
+    """The problems."""
+    start: Annotated[Share, Field(lt=1)] = 0.75
+    """Share of the steps after which they come (DeepSeek-R1: after 1,300 of 1,700)."""
+    share: Annotated[Share, Field(gt=0, lt=1)] = 0.5
+    """Their share of the problems from then on."""
+
+
 class RLStage(TrainingStage):
     """Reinforcement learning with verifiable rewards: sample, grade, give credit, update."""
 
@@ -45,6 +57,8 @@ class RLStage(TrainingStage):
     """The kind of stage."""
     task: TaskSettings
     """The problems."""
+    late: LateTask | None = None
+    """A table [stage.late] adds other problems in the last part of the stage."""
     rewards: Annotated[dict[str, float], Field(min_length=1)] = {"accuracy": 1.0}
     """Weight of each part of the reward, by name."""
     reward_parts: dict[str, RewardPartSettings] = {}
@@ -97,6 +111,9 @@ class RLStage(TrainingStage):
         others += [self.step_rewards] if self.step_rewards not in ("", "task") else []
         others += [judge.model for judge in self.reward_judges.values() if not judge.base_url]
         return [*super().reads(), *others, *(part.model for part in self.reward_models.values())]
+
+    def task_tables(self) -> dict[str, TaskSettings]:
+        return super().task_tables() | ({"late.task": self.late.task} if self.late else {})
 
     def plan(self) -> str:
         return f"{self.algorithm} from {self.model} on {self._budget()}"

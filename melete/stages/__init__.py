@@ -11,6 +11,9 @@ rl.py            reinforcement learning
 rewards.py       rewards that need a model
 reward_model.py  reward models from preferences
 preference.py    pairs, DPO and its family
+writing.py       written demonstrations, labels of safety
+reject.py        rejection sampling
+mix.py           data sets joined in proportions
 compare.py       several algorithms side by side
 """
 
@@ -20,10 +23,13 @@ from typing import Any
 from melete.stages.compare import run_compare
 from melete.stages.context import Interrupted, StageContext
 from melete.stages.imitation import run_distill, run_sft
+from melete.stages.mix import run_mix
 from melete.stages.preference import run_pairs, run_preference
 from melete.stages.pretrain import run_pretrain
+from melete.stages.reject import run_reject
 from melete.stages.reward_model import run_reward_model
 from melete.stages.rl import run_rl
+from melete.stages.writing import run_labels, run_write
 
 RUNNERS: Mapping[str, Callable[[Any, StageContext], dict[str, Any]]] = {
     "pretrain": run_pretrain,
@@ -34,6 +40,10 @@ RUNNERS: Mapping[str, Callable[[Any, StageContext], dict[str, Any]]] = {
     "reward_model": run_reward_model,
     "preference": run_preference,
     "distill": run_distill,
+    "write": run_write,
+    "labels": run_labels,
+    "reject": run_reject,
+    "mix": run_mix,
 }
 
 __all__ = ["RUNNERS", "Interrupted", "StageContext"]

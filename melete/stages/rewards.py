@@ -18,6 +18,7 @@ from melete.rewards import RewardContext, make_reward
 from melete.rewards.endpoint import ChatModel, Endpoint, EndpointSettings
 from melete.rewards.grade import RewardPart
 from melete.rewards.judge import correctness, win_rate
+from melete.rewards.judge_prompts import point_messages, short_point_messages
 from melete.rewards.rules import AnyReward, BatchReward, one_by_one
 from melete.sampling.native import NativeSampler
 from melete.sampling.replies import LocalChatModel
@@ -43,15 +44,23 @@ def stage_rewards(
     for name, weight in stage.rewards.items():
         own = stage.reward_parts.get(name, RewardPartSettings())
         function = made[name] if name in made else make_reward(own.reward or name, reward_context, own.settings)
-        parts[name] = RewardPart(function, weight, own.gate, own.normalise)
+        parts[name] = RewardPart(function, weight, own.gate, own.normalise, frozenset(own.tasks))
     return parts
 
 
 def judge_reward(part: JudgePart, context: StageContext, *, thought_opened: bool) -> AnyReward:
     """The verdict of a model behind an endpoint, asked while others still write, or of one on this machine."""
-    make = win_rate if part.verdict == "win_rate" else correctness
     model = judge_model(part, context)
-    judged = make(model, num_calls=part.num_calls, scope=part.scope, thought_opened=thought_opened)
+    if part.verdict == "win_rate":
+        judged = win_rate(model, num_calls=part.num_calls, scope=part.scope, thought_opened=thought_opened)
+    else:
+        judged = correctness(
+            model,
+            num_calls=part.num_calls,
+            scope=part.scope,
+            thought_opened=thought_opened,
+            messages=short_point_messages if part.form == "short" else point_messages,
+        )
     return one_by_one(judged, part.concurrency, part.model) if part.base_url else judged
 
 

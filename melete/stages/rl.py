@@ -31,7 +31,8 @@ from melete.stages.context import StageContext
 from melete.stages.rewards import stage_rewards, step_annotators
 from melete.stages.training import Stateful, Training
 from melete.tasks import make_task
-from melete.tasks.base import Task, is_plain, waits
+from melete.tasks.base import Task, plain_for, waits
+from melete.tasks.mixture import Mixture, Part
 from melete.text.chat import opens_thought
 from melete.types import Problem, RolloutGroup, SamplingSettings
 
@@ -56,6 +57,31 @@ def train_problems(task: Task, seed: int, step: int, draw: int, count: int) -> l
     return [task.problem("train", first + offset) for offset in range(count)]
 
 
+def _main_task(stage: RLStage) -> Task:
+    return make_task(stage.task.name, stage.task.own_settings())
+
+
+def stage_task(stage: RLStage) -> Task:
+    """The stage's task; with late problems, a mixture that grades both."""
+    task = _main_task(stage)
+    if stage.late is None:
+        return task
+    late = make_task(stage.late.task.name, stage.late.task.own_settings())
+    return Mixture((Part(task, 1 - stage.late.share, "main"), Part(late, stage.late.share, "late")))
+
+
+def step_problems(stage: RLStage, task: Task, seed: int, step: int, draw: int) -> list[Problem]:
+    """The problems of a step: from the start of the late part on, so many of them are late ones."""
+    if stage.late is None or not isinstance(task, Mixture):
+        return train_problems(task, seed, step, draw, stage.prompts_per_step)
+    is_late = step >= stage.late.start * stage.num_steps
+    num_late = round(stage.late.share * stage.prompts_per_step) if is_late else 0
+    # a part counts its problems by itself, as if it were alone
+    first = seed * PROBLEMS_PER_SEED + draw * PROBLEMS_PER_DRAW + step * stage.prompts_per_step
+    numbers = [0] * (stage.prompts_per_step - num_late) + [1] * num_late
+    return [task.problem_of(number, "train", first + offset) for offset, number in enumerate(numbers)]
+
+
 def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
     """Trains with rewards; returns the stage's entry of `summary.json`."""
     tokenizer, model = context.load(stage.model)
@@ -69,10 +95,13 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
         evaluation=stage.evaluation,
     )
     start = training.resume()
+    num_tokens = int(training.extra.get("num_completion_tokens", 0))
     if stage.max_staleness == 0 or start == 0:
         work.sampler.load_weights(work.learner.weights(), version=start)
 
     def on_step(step: rl.Step) -> None:
+        nonlocal num_tokens
+        num_tokens += int(step.metrics["num_completion_tokens"])
         shown = step.groups[0].rollouts[0]
         training.step_done(
             step.number,
@@ -80,7 +109,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
             step.timings,
             rollouts=_rollout_rows(stage.name, step, work.rewards),
             shown=f"{shown.problem.messages[-1].content}\n{shown.text}",
-            extra={"kl_coef": step.kl_coef},
+            extra={"kl_coef": step.kl_coef, "num_completion_tokens": num_tokens},
         )
 
     for begin, end in training.segments(start):
@@ -88,7 +117,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
             start=begin,
             stop=end,
             settings=work.settings,
-            problems=lambda step, draw: train_problems(work.task, context.seed, step, draw, stage.prompts_per_step),
+            problems=lambda step, draw: step_problems(stage, work.task, context.seed, step, draw),
             sampler=work.sampler,
             learner=work.learner,
             tokenizer=tokenizer,
@@ -99,7 +128,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
             annotators=work.annotators,
         )
     save_model(model, tokenizer, context.run.models / stage.name)
-    return training.entry()
+    return training.entry(num_completion_tokens=num_tokens)
 
 
 def stage_algorithm(stage: RLStage) -> Algorithm:
@@ -143,13 +172,13 @@ class _Workshop:
             value_head=critic.model.score if critic and isinstance(critic.model, SharedTrunk) else None,
             value_coef=stage.critic.value_coef if stage.critic else 0.0,
         )
-        task = make_task(stage.task.name, stage.task.own_settings())
+        task = stage_task(stage)
         opened = opens_thought(tokenizer)
         reward_context = RewardContext(
             task.grade,
             context.seed,
             opened,
-            is_plain(task),
+            plain_for(task),
             stage.max_new_tokens,
             slow_grade=waits(task),
             graded_by=getattr(task, "graded_by", ""),
@@ -188,7 +217,7 @@ class _Workshop:
             sampler=sampler,
             learner=learner,
             critic=critic,
-            held_out=held_out_of(stage, context, task, sampler, tokenizer),
+            held_out=held_out_of(stage, context, _main_task(stage), sampler, tokenizer),
             rewards=rewards,
             annotators=annotators,
             settings=settings,

@@ -1,6 +1,7 @@
 """The table of tasks, by the name a recipe uses.
 
 arithmetic.py, countdown.py, verse.py   problems out of nothing
+general.py, exchanges.py                what an assistant is asked besides problems, and good and bad answers
 rows.py, shapes.py                      problems out of files, and of the shapes of known benchmarks
 reasoning_gym.py                        every data set of reasoning-gym
 mixture.py                              several tasks, interleaved by weight
@@ -18,11 +19,13 @@ from melete.errors import RecipeError
 from melete.tasks.arithmetic import ArithmeticChain
 from melete.tasks.base import SPLITS, Task
 from melete.tasks.countdown import Countdown
+from melete.tasks.general import General
 from melete.tasks.verse import Verse
 
-TASKS: dict[str, type[ArithmeticChain] | type[Countdown] | type[Verse]] = {
+TASKS: dict[str, type[ArithmeticChain] | type[Countdown] | type[General] | type[Verse]] = {
     "arithmetic_chain": ArithmeticChain,
     "countdown": Countdown,
+    "general": General,
     "verse": Verse,
 }
 NOT_SETTINGS = ("name", "plain_answers")

@@ -42,6 +42,11 @@ def is_plain(task: Task) -> bool:
     return bool(getattr(task, "plain_answers", False))
 
 
+def plain_for(task: Task) -> Callable[[Problem], bool]:
+    """Whether the answer to a problem is plain text; in a mixture that depends on the problem."""
+    return getattr(task, "is_plain_for", None) or (lambda _problem: is_plain(task))
+
+
 def waits(task: Task) -> bool:
     """Whether grading waits for something outside this process; a task says so by `waits = True`."""
     return bool(getattr(task, "waits", False))

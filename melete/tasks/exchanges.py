@@ -1,4 +1,4 @@
-"""Small conversations in plain English and simple Spanish, for pre-training a very small model.
+"""Small conversations in plain English and simple Spanish: what a very small model is pre-trained on and asked.
 
 Every kind is a function of a random source and gives one `Exchange`. The words are few on purpose: the same nouns,
 colours and places come back in stories, verses, facts and translations, so that a byte-level BPE of some 768 tokens
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-__all__ = ["KINDS", "Exchange", "general"]
+__all__ = ["KINDS", "TOPICS", "Exchange", "accepted", "general"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def _talk(talks: tuple[_Talk, ...], kind: str, random_source: Random) -> Exchang
 
 
 # writing
-_TOPICS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+TOPICS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # topic: (what it is, what it does)
     "the sea": (("blue", "big", "cold", "old"), ("sings to the beach", "runs to the sky", "carries a small boat")),
     "winter": (("white", "cold", "long", "slow"), ("sleeps on the mountain", "paints the street white")),
@@ -145,8 +145,8 @@ _VERSE_ENDS = ("and I am happy to see it", "and all the day is new", "and my hou
 
 def _writing(random_source: Random) -> Exchange:
     """One or two short lines of verse about a topic."""
-    topic = random_source.choice(tuple(_TOPICS))
-    qualities, actions = _TOPICS[topic]
+    topic = random_source.choice(tuple(TOPICS))
+    qualities, actions = TOPICS[topic]
     first, second = random_source.sample(qualities, 2)
     action, end = random_source.choice(actions), random_source.choice(_VERSE_ENDS)
     subject = _capital(topic)
@@ -386,3 +386,32 @@ def general(random_source: Random, weights: Mapping[str, float] | None = None) -
         raise ValueError(f"unknown kinds {unknown}; the kinds are {sorted(KINDS)}")
     kinds = sorted(weights)
     return KINDS[random_source.choices(kinds, [weights[kind] for kind in kinds])[0]](random_source)
+
+
+def _accepted() -> dict[str, tuple[str, ...]]:
+    """Every prompt with a fixed set of good answers."""
+    table: dict[str, tuple[str, ...]] = {}
+    for prompts, answers, _ in (*_GREETINGS, *_SELVES):
+        table |= dict.fromkeys(prompts, answers)
+    for prompts, answer, _ in _FACTS:
+        for prompt in prompts:
+            table[prompt] = (*table.get(prompt, ()), answer)
+    for deed, answer in _HARMLESS:
+        table |= {how.format(deed=deed): (answer,) for how in _HOW}
+    for deed, better in _HARMFUL:
+        yours = deed.replace("my ", "your ").replace("not mine", "not yours")
+        refusals = tuple(no.format(deed=yours, better=better) for no in _NO)
+        table |= {how.format(deed=deed): refusals for how in _HOW}
+    return table
+
+
+_ACCEPTED = _accepted()
+
+
+def accepted(prompt: str) -> tuple[str, ...]:
+    """The good answers to a prompt; none for one whose answer follows from the prompt alone, such as a translation.
+
+    >>> accepted("What is the capital of Peru?"), accepted("Write a line about winter.")
+    (('The capital of Peru is Lima.',), ())
+    """
+    return _ACCEPTED.get(prompt, ())

@@ -17,7 +17,7 @@ from typing import Any
 
 from melete.errors import RecipeError
 from melete.suggest import did_you_mean
-from melete.tasks.base import Split, Task, is_plain, step_labels_of, waits
+from melete.tasks.base import Split, Task, is_plain, plain_for, step_labels_of, waits
 from melete.text.answers import parse_completion
 from melete.types import Problem
 
@@ -73,13 +73,23 @@ class Mixture:
 
     def problem(self, split: Split, index: int) -> Problem:
         """The `index`-th problem: the next of the part whose turn it is."""
-        part, inner = self._turn(index)
-        problem = part.task.problem(split, inner)
+        number, inner = self._turn(index)
+        return self.problem_of(number, split, inner)
+
+    def problem_of(self, number: int, split: Split, index: int) -> Problem:
+        """The `index`-th problem of one part, as the mixture's own."""
+        part = self.parts[number]
+        problem = part.task.problem(split, index)
         return dataclasses.replace(
             problem,
             problem_id=f"{self.name}/{part.name}/{problem.problem_id}",
             task=f"{part.name}/{problem.task}" if _is_nested(part.task) else part.name,
         )
+
+    def is_plain_for(self, problem: Problem) -> bool:
+        """Whether the part that the problem belongs to has answers without tags."""
+        part, inner = self._own(problem)
+        return plain_for(part.task)(inner)
 
     def grade(self, problem: Problem, answer: str) -> float:
         """The grade of the problem's own part; raises what that raises, and `RecipeError` for another's problem."""
@@ -95,12 +105,12 @@ class Mixture:
         label_steps = getattr(part.task, "label_steps", None)
         return list(label_steps(inner, steps)) if label_steps else step_labels_of(part.task, inner, "".join(steps))
 
-    def _turn(self, index: int) -> tuple[Part, int]:
-        """The part of an index, and how many problems it has had before."""
+    def _turn(self, index: int) -> tuple[int, int]:
+        """The number of the part of an index, and how many problems it has had before."""
         cycle, position = divmod(index, len(self.schedule))
         mine = self.schedule[position]
         before = self.schedule[:position].count(mine)
-        return self.parts[mine], cycle * self.schedule.count(mine) + before
+        return mine, cycle * self.schedule.count(mine) + before
 
     def _own(self, problem: Problem) -> tuple[Part, Problem]:
         for part in self.parts:

@@ -93,9 +93,14 @@ class Verse:
         >>> verse.grade(Problem("p", "verse", (), "", {"topic": "the sea"}), "The sea is old and happy.")
         0.75
         """
-        words = Counter(word.lower() for word in _WORD.findall(answer))
         topic = str(problem.meta["topic"]).split()[-1]
-        warm = len(WARM_WORDS & words.keys())
-        score = 0.5 * (topic in words) + 0.5 * min(warm, self.num_warm_words) / self.num_warm_words
-        common = max((count for word, count in words.items() if len(word) > 3), default=0)
-        return score * (0.5 if common >= _MAX_REPEATS else 1.0)
+        return verse_score(answer, topic, self.num_warm_words)
+
+
+def verse_score(text: str, topic: str, num_warm_words: int) -> float:
+    """What a reader thinks of a verse about `topic` (a word), from 0 to 1; see `Verse.grade`."""
+    words = Counter(word.lower() for word in _WORD.findall(text))
+    warm = len(WARM_WORDS & words.keys())
+    score = 0.5 * (topic in words) + 0.5 * min(warm, num_warm_words) / num_warm_words
+    common = max((count for word, count in words.items() if len(word) > 3), default=0)
+    return score * (0.5 if common >= _MAX_REPEATS else 1.0)

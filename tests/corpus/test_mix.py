@@ -9,11 +9,11 @@ from itertools import islice
 
 import pytest
 
-from melete.corpus.general import KINDS
 from melete.corpus.mix import PHASES, Document, Phase, documents, sample_texts
 from melete.tasks import make_task
 from melete.tasks.base import split_of
 from melete.tasks.countdown import evaluate_expression, puzzle_text
+from melete.tasks.exchanges import KINDS
 from melete.text.answers import parse_completion
 
 CHAIN = re.compile(r"\d+(?:[+-]\d+)+")

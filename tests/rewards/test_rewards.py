@@ -427,3 +427,56 @@ def test_settings_of_a_reward_are_checked() -> None:
         make_reward("repetition", CONTEXT, {"size": 0})
     shorter = make_reward("overlong", replace(CONTEXT, max_new_tokens=100), {"cache_share": 0.5})
     assert shorter(of_length(75)) == -0.5
+
+
+def in_task(task: str, text: str = "", sibling: int = 0) -> Rollout:
+    return rollout(text, sibling=sibling, problem=replace(PROBLEM, problem_id=task, task=task))
+
+
+def test_a_part_counts_only_for_the_problems_of_its_tasks():
+    asked: list[str] = []
+
+    def liked(each: Rollout) -> float:
+        asked.append(each.problem.task)
+        return 0.5
+
+    parts = {
+        "right": RewardPart(lambda _rollout: 1.0, tasks=frozenset({"main"})),
+        "liked": RewardPart(liked, 2.0, tasks=frozenset({"general"})),
+    }
+    groups = grade_groups([[in_task("main")], [in_task("late/general")], [in_task("other")]], parts)
+    rewards = [group.rewards[0] for group in groups]
+    assert [reward.total for reward in rewards] == [1.0, 1.0, 0.0]
+    assert [dict(reward.parts) for reward in rewards] == [{"right": 1.0}, {"liked": 0.5}, {}]
+    assert asked == ["late/general"]
+
+
+def test_a_failing_part_that_does_not_count_harms_nobody():
+    def fails(_rollout: Rollout) -> float:
+        raise GradingError("no")
+
+    parts = {
+        "right": RewardPart(lambda _rollout: 1.0),
+        "broken": RewardPart(fails, tasks=frozenset({"general"})),
+        "gated": RewardPart(lambda _rollout: 1.0, gate="broken"),
+    }
+    main, general = grade_groups([[in_task("main")], [in_task("general")]], parts)
+    assert main.rewards[0].total == 2.0 and main.rewards[0].reason == ""
+    assert general.rewards[0].total is None and general.rewards[0].reason == "broken: no"
+
+
+def test_a_batch_knows_the_parts_of_all_its_problems():
+    parts = {
+        "right": RewardPart(lambda _rollout: 1.0, tasks=frozenset({"main"})),
+        "liked": RewardPart(lambda _rollout: 0.5, tasks=frozenset({"general"})),
+    }
+    groups = grade_groups([[in_task("general")], [in_task("main")]], parts)
+    batch = Batch.from_groups(groups, 0)
+    assert batch.part_names == ("liked", "right")
+    assert batch.reward_parts.tolist() == [[0.5, 0.0], [0.0, 1.0]]
+
+
+def test_whether_an_answer_is_plain_may_depend_on_the_problem():
+    reward = make_rewards(["accuracy"], replace(CONTEXT, plain=lambda problem: problem.task == "plain"))["accuracy"]
+    assert reward(in_task("plain", "6")) == 1.0
+    assert reward(in_task("tagged", "6")) == 0.0 and reward(in_task("tagged", "<answer>6</answer>")) == 1.0

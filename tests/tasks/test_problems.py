@@ -47,7 +47,7 @@ def countdown_tasks(draw: st.DrawFn) -> Countdown:
 def test_the_gold_answer_of_every_problem_scores_one(
     name: str, seed: int, language: str, split: Any, index: int
 ) -> None:
-    task = make_task(name, {"seed": seed} | ({} if name == "verse" else {"language": language}))
+    task = make_task(name, {"seed": seed} | ({} if name in ("verse", "general") else {"language": language}))
     problem = task.problem(split, index)
     assert task.grade(problem, problem.gold) == 1.0
     assert problem.task == task.name == name

@@ -1,0 +1,102 @@
+"""Demonstrations written by a program in the place of people: examples for a cold start, general answers, lessons."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+from melete.corpus.mix import with_thought
+from melete.corpus.traces import TraceSettings, think_chain, think_countdown
+from melete.rewards.judge_prompts import short_point_messages
+from melete.tasks.arithmetic import PREGUNTAS, QUESTIONS, draw_chain
+from melete.tasks.base import draw_from_split
+from melete.tasks.countdown import PREGUNTAS as COUNTDOWN_ES
+from melete.tasks.countdown import QUESTIONS as COUNTDOWN_EN
+from melete.tasks.countdown import draw_puzzle, list_numbers, puzzle_text
+from melete.tasks.exchanges import KINDS, accepted
+from melete.tasks.general import ASKED, General, good_answer
+from melete.types import Demonstration, Message
+
+CLEAN = TraceSettings(slip=0.0, slip_in_check=0.0, check=0.25)
+JUDGED = ("fact", "harmless", "self", "greeting")
+_MAX_TRIES = 50  # draws in a row that were all written before
+
+
+def chain_example(source: random.Random, language: str = "en") -> tuple[str, str]:
+    """A sum of four to six numbers with a thought in the language of the question, without a slip."""
+    chain = draw_from_split(
+        "train",
+        lambda: draw_chain(source, source.randint(4, 6), max_number=15, max_total=60),
+        lambda drawn: drawn.text,
+    )
+    thought, answer = think_chain(chain, source, CLEAN, language)
+    question = source.choice(PREGUNTAS if language == "es" else QUESTIONS).format(chain.text)
+    return question, with_thought(thought, str(answer))
+
+
+def countdown_example(source: random.Random) -> tuple[str, str]:
+    """A puzzle of three numbers with at most one miss before the solution."""
+    numbers, target, gold = draw_from_split(
+        "train",
+        lambda: draw_puzzle(source, count=3, max_number=10, max_target=30),
+        lambda drawn: puzzle_text(drawn[0], drawn[1]),
+    )
+    language = "es" if source.random() < 0.2 else "en"
+    template = source.choice(COUNTDOWN_ES if language == "es" else COUNTDOWN_EN)
+    thought = think_countdown(numbers, gold, target, source, max_misses=1, language=language)
+    return template.format(target=target, numbers=list_numbers(numbers)), with_thought(thought, gold)
+
+
+def general_example(source: random.Random) -> tuple[str, str]:
+    """A request of any kind with an answer that is wholly good: harm is refused, verses are to the reader's taste."""
+    kind = source.choice(ASKED)
+    exchange = draw_from_split("train", lambda: KINDS[kind](source), lambda drawn: drawn.prompt)
+    return exchange.prompt, good_answer(exchange, source)
+
+
+def lesson(source: random.Random) -> tuple[str, str]:
+    """A question, a reference and an answer for a judge, with the verdict; half of the answers are right."""
+    task = General(kinds=",".join(JUDGED), seed=source.getrandbits(40))
+    problem = task.problem("train", 0)
+    prompt, references = problem.messages[0].content, accepted(problem.messages[0].content)
+    answer = source.choice(references) if source.random() < 0.5 else _wrong_answer(problem.gold, source)
+    verdict = "correct" if task.grade(problem, answer) == 1.0 else "incorrect"
+    (message,) = short_point_messages(problem.messages, problem.gold, answer)
+    assert prompt in message.content
+    return message.content, f'{{"verdict": "{verdict}"}}'
+
+
+def _wrong_answer(gold: str, source: random.Random) -> str:
+    """An answer to something else, or the right one with a word lost, doubled or replaced."""
+    other = general_example(source)[1]
+    words = gold.split()
+    place = source.randrange(len(words))
+    damage = source.random()
+    if damage < 0.4 or len(words) < 3:
+        return other
+    replaced = {0: [], 1: [words[place], words[place]], 2: [source.choice(other.split())]}[source.randrange(3)]
+    return " ".join([*words[:place], *replaced, *words[place + 1 :]])
+
+
+WRITERS: Mapping[str, Callable[[random.Random], tuple[str, str]]] = {
+    "chains": chain_example,
+    "chains_es": lambda source: chain_example(source, "es"),
+    "countdowns": countdown_example,
+    "general": general_example,
+    "judgements": lesson,
+}
+"""What can be written, by the name that a recipe uses."""
+
+
+def written(name: str, count: int, seed: str) -> list[Demonstration]:
+    """At most `count` different demonstrations: fewer where there are no more to be drawn.
+
+    No prompt belongs to the held-out split. Raises `KeyError` for an unknown name.
+    """
+    source, rows, tries = random.Random(f"{seed}/{name}"), dict[tuple[str, str], Demonstration](), 0
+    while len(rows) < count and tries < _MAX_TRIES:
+        prompt, completion = WRITERS[name](source)
+        tries = 0 if (prompt, completion) not in rows else tries + 1
+        row = Demonstration(f"{name}/{len(rows)}", (Message("user", prompt),), completion)
+        rows.setdefault((prompt, completion), row)
+    return list(rows.values())
