@@ -13,12 +13,11 @@ from melete.tasks.base import draw_from_split
 from melete.tasks.countdown import PREGUNTAS as COUNTDOWN_ES
 from melete.tasks.countdown import QUESTIONS as COUNTDOWN_EN
 from melete.tasks.countdown import draw_puzzle, list_numbers, puzzle_text
-from melete.tasks.exchanges import KINDS, accepted
+from melete.tasks.exchanges import KINDS
 from melete.tasks.general import ASKED, General, good_answer
 from melete.types import Demonstration, Message
 
 CLEAN = TraceSettings(slip=0.0, slip_in_check=0.0, check=0.25)
-JUDGED = ("fact", "harmless", "self", "greeting")
 _MAX_TRIES = 50  # draws in a row that were all written before
 
 
@@ -55,15 +54,12 @@ def general_example(source: random.Random) -> tuple[str, str]:
 
 
 def lesson(source: random.Random) -> tuple[str, str]:
-    """A question, a reference and an answer for a judge, with the verdict; half of the answers are right."""
-    task = General(kinds=",".join(JUDGED), seed=source.getrandbits(40))
+    """The right answer to a question of fact and an answer to be judged, with the verdict; about half are right."""
+    task = General(kinds="fact", seed=source.getrandbits(40))
     problem = task.problem("train", 0)
-    prompt, references = problem.messages[0].content, accepted(problem.messages[0].content)
-    answer = source.choice(references) if source.random() < 0.5 else _wrong_answer(problem.gold, source)
-    verdict = "correct" if task.grade(problem, answer) == 1.0 else "incorrect"
+    answer = problem.gold if source.random() < 0.5 else _wrong_answer(problem.gold, source)
     (message,) = short_point_messages(problem.messages, problem.gold, answer)
-    assert prompt in message.content
-    return message.content, f'{{"verdict": "{verdict}"}}'
+    return message.content, "Yes" if task.grade(problem, answer) == 1.0 else "No"
 
 
 def _wrong_answer(gold: str, source: random.Random) -> str:

@@ -157,12 +157,12 @@ def _each_passing(samples: Sequence[Sifted], look: Callable[[Sifted], Sifted]) -
 
 
 def _graded(samples: Sequence[Sifted], graders: Graders, rules: Rules) -> list[Sifted]:
-    parts = {"decides": graders.decides} | ({"known": graders.known} if graders.known else {})
+    parts = {"verdict": graders.decides} | ({"grade": graders.known} if graders.known else {})
     scores = iter(_scores([sample.rollout for sample in samples if not sample.reason], parts))
 
     def look(sample: Sifted) -> Sifted:
         found, told = next(scores)
-        score, known = found["decides"], found.get("known")
+        score, known = found["verdict"], found.get("grade")
         if score is None:
             return replace(sample, reason=NO_VERDICT if graders.known else UNGRADED, told=told)
         verdicts = None if known is None else (score, known)
@@ -201,12 +201,12 @@ def _tidied(samples: Sequence[Sifted], graders: Graders, rules: Rules) -> list[S
 
     samples = _each_passing(samples, tidy)
     again = [replace(sample.rollout, text=sample.text) for sample in samples if is_changed(sample)]
-    scores = iter(_scores(again, {"decides": graders.decides}))
+    scores = iter(_scores(again, {"verdict": graders.decides}))
 
     def look(sample: Sifted) -> Sifted:
         if not is_changed(sample):
             return sample
-        score = next(scores)[0]["decides"]
+        score = next(scores)[0]["verdict"]
         shape = _shape_reason(replace(sample.rollout, text=sample.text), rules)
         if score is not None and score >= rules.min_score and not shape:
             return sample

@@ -15,7 +15,7 @@ from typing import Any
 
 from melete.rewards.endpoint import ChatModel, Conversation
 from melete.rewards.errors import GradingError
-from melete.rewards.judge_prompts import Scope, pair_messages, point_messages, shown
+from melete.rewards.judge_prompts import Scope, pair_messages, point_messages, short_point_messages, shown
 from melete.rewards.rules import BatchReward
 from melete.types import Message, PreferencePair, Problem, Rollout
 
@@ -213,16 +213,17 @@ def correctness(
     num_calls: int = 1,
     scope: Scope = "answer",
     thought_opened: bool = False,
-    messages: Callable[[Sequence[Message], str, str], tuple[Message, ...]] = point_messages,
+    short: bool = False,
 ) -> BatchReward:
     """1 where the judge calls an answer correct by the problem's gold answer, else 0; the mean over `num_calls`.
 
-    `messages` makes the request of question, reference and answer.
+    `short` is the form for a small model that was trained to judge: see `short_point_messages`.
 
     An empty answer is 0 without a question. A single reply without a verdict is that rollout's failure.
     """
     if num_calls < 1:
         raise ValueError(f"num_calls must be at least 1, not {num_calls}")
+    messages, parse = (short_point_messages, parse_short_verdict) if short else (point_messages, parse_point_verdict)
 
     def scores(rollouts: Sequence[Rollout]) -> list[float | GradingError]:
         texts = [shown(rollout.text, scope, thought_opened=thought_opened) for rollout in rollouts]
@@ -233,14 +234,14 @@ def correctness(
             if text.strip()
         ]
         replies = iter(model.replies(conversations))
-        return [_correct([next(replies) for _ in range(num_calls)]) if text.strip() else 0.0 for text in texts]
+        return [_correct([next(replies) for _ in range(num_calls)], parse) if text.strip() else 0.0 for text in texts]
 
     return BatchReward(scores)
 
 
-def _correct(replies: Sequence[str | GradingError]) -> float | GradingError:
+def _correct(replies: Sequence[str | GradingError], parse: Callable[[str], int]) -> float | GradingError:
     try:
-        return fmean(_read(reply, parse_point_verdict) for reply in replies)
+        return fmean(_read(reply, parse) for reply in replies)
     except GradingError as error:
         return error
 
@@ -292,6 +293,18 @@ def parse_point_verdict(reply: str) -> int:
     if any(verdict not in ("correct", "incorrect") for verdict in verdicts):
         raise GradingError(f'the verdict is neither "correct" nor "incorrect": {_end_of(text)}')
     return int(verdicts[-1] == "correct")
+
+
+def parse_short_verdict(reply: str) -> int:
+    """1 for "Yes", 0 for "No", alone or with a full stop. Raises `GradingError` for anything else.
+
+    >>> parse_short_verdict("Yes"), parse_short_verdict(" No. ")
+    (1, 0)
+    """
+    word = _own_words(reply).strip().removesuffix(".")
+    if word not in ("Yes", "No"):
+        raise GradingError(f"the judge's reply is neither Yes nor No: {_end_of(reply)}")
+    return int(word == "Yes")
 
 
 def _json_objects(text: str) -> tuple[list[dict[str, Any]], str]:

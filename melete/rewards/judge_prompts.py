@@ -75,13 +75,14 @@ def point_messages(question: Sequence[Message], reference: str, prediction: str)
 
 
 def short_point_messages(question: Sequence[Message], reference: str, prediction: str) -> tuple[Message, ...]:
-    """The request of `point_messages` in a form for a small model that was trained to judge: no rules, one text a line.
+    """The request to a small model that was trained to judge: reference and answer, a line each; it says Yes or No.
 
-    A text keeps to its line, so that an answer cannot write a reference of its own.
+    A text keeps to its line, so that an answer cannot write a reference of its own. The question is left out, because
+    such a model compares and does not think.
     """
-    texts = {"Question": as_text(question), "Reference": reference, "Answer": prediction}
-    lines = [f"{name}: {' / '.join(harmless(text).split(chr(10)))}" for name, text in texts.items()]
-    return (Message("user", "\n".join([*lines, "Is the answer correct?"])),)
+    texts = {"Reference": reference, "Answer": prediction}
+    lines = (f"{name}: {' / '.join(harmless(text).splitlines())}" for name, text in texts.items())
+    return (Message("user", "\n".join(lines)),)
 
 
 def as_text(messages: Sequence[Message]) -> str:

@@ -11,6 +11,7 @@ rl.py           reinforcement learning, and the comparison of its algorithms
 curation.py     data out of samples and out of other data
 writing.py      data without learning: written demonstrations, labels of safety
 preferences.py  pairs, reward models, DPO and its family
+health.py       limits of the signs of ill health, and the check before training
 recipe.py       the list of stages
 """
 
@@ -24,6 +25,7 @@ from melete.schema.base import (
     TrainingStage,
 )
 from melete.schema.curation import MixStage, ReadableSettings, RejectStage
+from melete.schema.health import HealthSettings, SupportSettings
 from melete.schema.imitation import DistillStage, SFTStage
 from melete.schema.preferences import PairsStage, PreferenceStage, RewardModelStage
 from melete.schema.pretrain import PretrainStage
@@ -40,6 +42,7 @@ __all__ = [
     "CriticSettings",
     "DistillStage",
     "EvaluationSettings",
+    "HealthSettings",
     "JudgePart",
     "LabelsStage",
     "LateTask",
@@ -58,6 +61,7 @@ __all__ = [
     "SFTStage",
     "Settings",
     "Stage",
+    "SupportSettings",
     "TaskSettings",
     "TrainingStage",
     "WriteStage",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from melete.schema.base import Count, Positive, Setting, Settings
+from melete.schema.base import Count, NotNegative, Positive, Setting, Settings
 
 
 class JudgePart(Settings):
@@ -17,7 +17,9 @@ class JudgePart(Settings):
     verdict: Literal["correctness", "win_rate"] = "correctness"
     """Right or wrong by the problem's gold answer, or better or worse than it, shown in both orders."""
     form: Literal["full", "short"] = "full"
-    """How it is asked: with all rules, or shortly, as a small model is asked that was trained to judge."""
+    """How it is asked: with all rules, or shortly, as a small model that was trained to judge is."""
+    temperature: NotNegative = 1.0
+    """Sampling temperature of a judge on this machine; 0 takes the likeliest reply."""
     base_url: str = ""
     """An OpenAI-compatible endpoint, such as "https://host/v1"; empty for a model on this machine."""
     key_variable: str = ""

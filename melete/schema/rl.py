@@ -21,6 +21,7 @@ from melete.schema.base import (
     TaskSettings,
     TrainingStage,
 )
+from melete.schema.health import HealthSettings, SupportSettings
 from melete.schema.rewards import JudgePart, RewardModelPart, RewardPartSettings
 
 
@@ -103,6 +104,10 @@ class RLStage(TrainingStage):
     """Steps after which the reference model becomes the current one; 0 for never."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Evaluation on held-out problems."""
+    support: SupportSettings = SupportSettings()
+    """The check before the first step: is the model sometimes right?"""
+    health: HealthSettings = HealthSettings()
+    """Limits of the findings that are made while the stage runs."""
 
     def reads(self) -> list[str]:
         others = [self.reference] if self.reference not in ("start", "none") else []
@@ -177,6 +182,8 @@ class CompareStage(RLStage):
     """Each algorithm is run once with each seed."""
     num_workers: Count = 2
     """Processes that work at the same time, one thread each."""
+    support: SupportSettings = SupportSettings(num_problems=0)
+    """The check before the first step of each run; off, because they all begin with the same model."""
 
     def settings_for(self, algorithm: str) -> tuple[dict[str, Setting], dict[str, Setting]]:
         """Settings of this row, and of its training, that differ from what all share."""

@@ -8,6 +8,7 @@ training.py      checkpoints, evaluations and records of a stage that trains
 pretrain.py      a base model from nothing
 imitation.py     supervised fine-tuning, distillation
 rl.py            reinforcement learning
+support.py       the check before reinforcement learning
 rewards.py       rewards that need a model
 reward_model.py  reward models from preferences
 preference.py    pairs, DPO and its family

@@ -72,7 +72,7 @@ _KINDS: Mapping[str, type[Row]] = {
 }
 
 
-def kind_of(path: Path) -> type[Row]:
+def kind_of(path: Path) -> type[Any]:
     """What kind of rows a file holds, by the columns of its first row; demonstrations where nothing else is told."""
     try:
         with path.open(encoding="utf-8") as file:
@@ -126,14 +126,14 @@ def wanted_rows(available: Mapping[str, int], stage: MixStage) -> dict[str, int]
 
 
 def shares_of(num_rows: int, weights: Mapping[str, float]) -> dict[str, int]:
-    """`num_rows` divided in proportion to the weights: rounded down, and what is left to the largest remainders.
+    """`num_rows` divided in proportion to the weights: rounded down, the rest to the largest remainders.
 
     >>> shares_of(10, {"reasoning": 3, "general": 1})
     {'general': 2, 'reasoning': 8}
     """
     exact = _exact_shares(num_rows, weights)
     whole = {name: int(share) for name, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda name: whole[name] - exact[name])
+    by_remainder = sorted(exact, key=lambda name: (whole[name] - exact[name], -exact[name]))
     for name in by_remainder[: num_rows - sum(whole.values())]:
         whole[name] += 1
     return whole

@@ -43,7 +43,7 @@ from melete.types import Demonstration, Problem, SamplingSettings
 
 ROLLOUTS_AT_ONCE = 512
 _OWN_DRAW = 9  # of the ten draws per step that `train_problems` has room for, one that no training reaches
-_PROBLEMS_PER_STAGE = 10**6
+_PROBLEMS_PER_STAGE = 10**5
 _MAX_MISSES = 200  # draws in a row that give a known question: there are hardly any others
 _NUM_KEPT_SHOWN = 3
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")

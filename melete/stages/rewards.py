@@ -18,7 +18,6 @@ from melete.rewards import RewardContext, make_reward
 from melete.rewards.endpoint import ChatModel, Endpoint, EndpointSettings
 from melete.rewards.grade import RewardPart
 from melete.rewards.judge import correctness, win_rate
-from melete.rewards.judge_prompts import point_messages, short_point_messages
 from melete.rewards.rules import AnyReward, BatchReward, one_by_one
 from melete.sampling.native import NativeSampler
 from melete.sampling.replies import LocalChatModel
@@ -59,7 +58,7 @@ def judge_reward(part: JudgePart, context: StageContext, *, thought_opened: bool
             num_calls=part.num_calls,
             scope=part.scope,
             thought_opened=thought_opened,
-            messages=short_point_messages if part.form == "short" else point_messages,
+            short=part.form == "short",
         )
     return one_by_one(judged, part.concurrency, part.model) if part.base_url else judged
 
@@ -78,8 +77,8 @@ def judge_model(part: JudgePart, context: StageContext) -> ChatModel:
         )
         return Endpoint(settings)
     tokenizer, weights = context.load(part.model)
-    sampler = NativeSampler(weights, tokenizer)
-    return LocalChatModel(sampler, tokenizer, SamplingSettings(part.max_new_tokens), seed=context.seed)
+    sampler, settings = NativeSampler(weights, tokenizer), SamplingSettings(part.max_new_tokens, part.temperature)
+    return LocalChatModel(sampler, tokenizer, settings, seed=context.seed)
 
 
 def model_rewards(

@@ -29,6 +29,7 @@ from melete.sampling.native import NativeSampler
 from melete.schema import RLStage, TrainingStage
 from melete.stages.context import StageContext
 from melete.stages.rewards import stage_rewards, step_annotators
+from melete.stages.support import checked_support
 from melete.stages.training import Stateful, Training
 from melete.tasks import make_task
 from melete.tasks.base import Task, plain_for, waits
@@ -82,6 +83,13 @@ def step_problems(stage: RLStage, task: Task, seed: int, step: int, draw: int) -
     return [task.problem_of(number, "train", first + offset) for offset, number in enumerate(numbers)]
 
 
+def _first_problems(stage: RLStage, task: Task, seed: int) -> list[Problem]:
+    """The problems of the first steps, each once: those that the check before training tries."""
+    num_steps = -(-stage.support.num_problems // stage.prompts_per_step)
+    drawn = [problem for step in range(num_steps) for problem in step_problems(stage, task, seed, step, 0)]
+    return list({problem.problem_id: problem for problem in drawn}.values())[: stage.support.num_problems]
+
+
 def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
     """Trains with rewards; returns the stage's entry of `summary.json`."""
     tokenizer, model = context.load(stage.model)
@@ -98,6 +106,17 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
     num_tokens = int(training.extra.get("num_completion_tokens", 0))
     if stage.max_staleness == 0 or start == 0:
         work.sampler.load_weights(work.learner.weights(), version=start)
+    support = checked_support(
+        stage,
+        context,
+        _first_problems(stage, work.task, context.seed),
+        may_sample=start == 0,
+        sampler=work.sampler,
+        tokenizer=tokenizer,
+        rewards=work.rewards,
+        sampling=work.settings.sampling,
+        algorithm=stage_algorithm(stage),
+    )
 
     def on_step(step: rl.Step) -> None:
         nonlocal num_tokens
@@ -128,7 +147,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
             annotators=work.annotators,
         )
     save_model(model, tokenizer, context.run.models / stage.name)
-    return training.entry(num_completion_tokens=num_tokens)
+    return training.entry(num_completion_tokens=num_tokens, support=support)
 
 
 def stage_algorithm(stage: RLStage) -> Algorithm:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from melete.evaluation.evaluate import EvaluationResult
 from melete.evaluation.held_out import HeldOut
 from melete.evaluation.transcripts import choose_transcripts
+from melete.health import Watch
 from melete.learning.updater import OneModel
 from melete.loops.passes import OnStep
 from melete.runs.checkpoints import latest_checkpoint, save_checkpoint
@@ -46,6 +47,8 @@ class Training:
         self.held_out, self.evaluation = held_out, evaluation if held_out else None
         self.directory = context.run.checkpoints / stage.name
         self.extra: dict[str, Any] = {}
+        # findings are about reinforcement learning: only its stages have limits for them
+        self.watch = Watch(stage.model_dump(mode="json")) if hasattr(stage, "health") else None
         self.seconds_before = 0.0
         self.started = time.perf_counter()
 
@@ -59,10 +62,13 @@ class Training:
         else:
             for part, learner in self.parts.items():
                 learner.load_state_dict(checkpoint.tensors[part])
-            self.context.run.rewind(checkpoint.state["marks"])
+            self.context.run.rewind(name, checkpoint.state["marks"])
             self.seconds_before = checkpoint.state["seconds"]
             self.extra = checkpoint.state["extra"]
             start = checkpoint.step
+            for row in self.context.run.metrics() if self.watch else ():
+                if self.watch and row.get("stage") == name:
+                    self.watch.feed(row)  # what it finds has been said
             view.message(f"{name}: continues at step {start} of {self.num_steps}")
         view.stage_started(name, self.num_steps)
         return start
@@ -82,7 +88,7 @@ class Training:
         result = self.held_out.evaluate(step, may_sample=is_new)
         if is_new:  # else an earlier process logged it
             row = {"stage": self.stage.name, "step": step, "kind": "evaluation", "label": self._label(step)}
-            self.context.run.log_metrics(row | result.row())
+            self._log(row | result.row())
         self.context.view.step(self.stage.name, step, result.row(), None)
 
     def _label(self, step: int) -> str:
@@ -100,7 +106,7 @@ class Training:
     ) -> None:
         """Records step `number`, evaluates and saves where it is time; raises `Interrupted` when asked to stop."""
         run, name, done = self.context.run, self.stage.name, number + 1
-        run.log_metrics({"stage": name, "step": number, **metrics})
+        self._log({"stage": name, "step": number, **metrics})
         run.log_timings({"stage": name, "step": number, **timings})
         run.log_rollouts(rollouts)
         self.extra = dict(extra or {})
@@ -108,7 +114,7 @@ class Training:
         every = self.evaluation.quick_every_steps if self.evaluation else 0
         if self.held_out and self.evaluation and every and done % every == 0 and done < self.num_steps:
             quick = self.held_out.quick(self.evaluation.quick_num_problems)
-            run.log_metrics({"stage": name, "step": done, "kind": "quick_evaluation", **quick})
+            self._log({"stage": name, "step": done, "kind": "quick_evaluation", **quick})
             self.context.view.step(name, done, quick, None)
         stop = self.context.should_stop()
         due = self.stage.checkpoint_every_steps and done % self.stage.checkpoint_every_steps == 0
@@ -116,6 +122,13 @@ class Training:
             self._save(done)
         if stop:
             raise Interrupted
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        """A row of `metrics.jsonl`; says what it tells about the run's health, unless that is a note only."""
+        self.context.run.log_metrics(row)
+        for finding in self.watch.feed(row) if self.watch else ():
+            if finding.severity != "note":
+                self.context.view.message(finding.line())
 
     def pushing(self, sampler: Sampler, learner: OneModel) -> OnStep:
         """`step_done` that hands the sampler the new weights first, for evaluations between the steps."""
@@ -128,7 +141,7 @@ class Training:
 
     def _save(self, done: int) -> None:
         seconds = self.seconds_before + time.perf_counter() - self.started
-        state = {"marks": self.context.run.marks(), "seconds": seconds, "extra": self.extra}
+        state = {"marks": self.context.run.marks(self.stage.name), "seconds": seconds, "extra": self.extra}
         tensors = {name: part.state_dict() for name, part in self.parts.items()}
         save_checkpoint(self.directory, done, tensors, state)
 
@@ -147,5 +160,6 @@ class Training:
             "model": f"models/{self.stage.name}",
             "evaluations": evaluations,
             "transcripts": transcripts,
+            **({"health": [finding.as_dict() for finding in self.watch.findings()]} if self.watch else {}),
             **more,
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from melete.errors import DataError
 from melete.text.answers import parse_completion, without_thought
 from melete.text.language import guess_language, language_share, scripts_of
 from melete.text.repetition import repeated_share, units
@@ -50,7 +51,8 @@ class Fault:
 def asked_language(problem: Problem) -> str:
     """The language that an answer should be in: `meta["language"]`, else that of the last message.
 
-    Where that says nothing, or speaks a language without a list of words, only the script can be judged.
+    Where that says nothing, or speaks a language without a list of words, only the script can be judged. Raises
+    `DataError` for a declared language that is no code of two letters.
 
     >>> from melete.types import Message
     >>> asked_language(Problem("p", "t", (Message("user", "¿Cuánto es 3+5?"),), "8"))
@@ -60,7 +62,10 @@ def asked_language(problem: Problem) -> str:
     """
     declared = problem.meta.get("language")
     if declared is not None:
-        scripts_of(str(declared))  # raises for what is no language
+        try:
+            scripts_of(str(declared))
+        except ValueError as error:
+            raise DataError(str(error), place=problem.problem_id, remedy="correct the problem's language") from error
         return str(declared)
     guessed = guess_language(problem.messages[-1].content) if problem.messages else ""
     return LATIN if guessed in ("", "other") else guessed
@@ -98,7 +103,7 @@ def tidied(text: str, *, thought_opened: bool = False, plain: bool = False) -> s
     Corrections stay, for they are what a reader learns from. A `plain` answer gets no tags. With `thought_opened` the
     prompt has written `<think>` already. Text that has no answer in order is returned as it is.
 
-    >>> print(tidied("<think> 3+5=8  \\n\\n\\n\\n3+5=8\\n8-2=6</think> <answer> 6</answer>"))
+    >>> print(tidied("<think> 3+5=8  \\n3+5=8\\n8-2=6</think> <answer> 6</answer>"))
     <think>
     3+5=8
     8-2=6

@@ -1,4 +1,4 @@
-"""Rejection sampling: every sample is kept or bears one reason, filters come in their order, and nothing is counted twice."""
+"""Rejection sampling: every sample is kept or bears one reason, and filters come in their order."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def rules(**changes: Any) -> Rules:
     return replace(Rules(plain=lambda _problem: False, seed="0"), **changes)
 
 
-def reasons(texts: Sequence[str], graders: Graders = Graders(RULE), **changes: Any) -> list[str]:
-    return [sample.reason for sample in sift([siblings(texts)], graders, rules(**changes))]
+def reasons(texts: Sequence[str], graders: Graders | None = None, **changes: Any) -> list[str]:
+    return [sample.reason for sample in sift([siblings(texts)], graders or Graders(RULE), rules(**changes))]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,10 @@ def test_near_duplicates_count_once_unless_only_equal_ones_do() -> None:
     other = one.replace("good", "fine")
     assert sorted(reasons([one, other], max_similarity=0.7)) == ["", "near duplicate"]
     assert reasons([one, other], max_similarity=1.0) == ["", ""]
+    rounds = [f"<think>\n{'a b ' * n}\n</think>\n<answer>6</answer>" for n in (4, 5)]  # of the same 3-grams
+    anything = ReadableLimits(max_repeated_share=1.0)
+    assert sorted(reasons(rounds, max_similarity=0.99, limits=anything)) == ["", "near duplicate"]
+    assert reasons(rounds, max_similarity=1.0, limits=anything) == ["", ""]
 
 
 def test_the_same_text_for_two_problems_is_no_duplicate() -> None:
@@ -217,7 +221,7 @@ def test_a_judge_decides_and_is_compared_with_the_rule() -> None:
     graders = Graders(judge(1.0, 1.0, 0.0, 0.0, "no JSON", 1.0), RULE)
     found = sift([siblings(ANSWERS)], graders, rules())
     assert [sample.reason for sample in found[:5]] == ["", "", "wrong", "wrong", "no verdict"]
-    assert found[4].told == "decides: no JSON"
+    assert found[4].told == "verdict: no JSON"
     assert found[5].reason == ""  # the judge could tell where the rule could not
     assert agreement(found, 1.0) == {
         "agreement": 0.5,

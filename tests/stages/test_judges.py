@@ -39,6 +39,7 @@ def judged(judge: dict[str, Any]) -> dict[str, Any]:
         "reward_judges": {"right": judge},
         "reward_parts": {"right": {"gate": "format"}},
         "evaluation": {"at": []},
+        "support": {"num_problems": 0},
     }
     return {"name": "judged", "stage": [stage]}
 
