@@ -70,7 +70,7 @@ _ENGLISH = _listed(
     use using used
     these those here just again still very good yes let's don't it's that's we'll i'll can't isn't so-called per through
     apples each day days week hour hours minute minutes year years box boxes first costs cost price buys sold sells
-    half twice double rate speed area length width side sides square circle triangle angle point line"""
+    half twice double rate speed area length width side sides square circle triangle angle point line no me sea"""
 )
 _SPANISH = _listed(
     """el la los las de del que y en un una unos unas es son por para con se lo le les su sus al como más pero sus no sí
