@@ -6,25 +6,22 @@ message with exit status 2; a traceback needs `--debug`.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from melete.errors import MeleteError, RecipeError
+from melete.cli_errors import plain_errors
+from melete.cli_runs import runs
+from melete.errors import RecipeError
 from melete.threads import prepare_threads
 
 if TYPE_CHECKING:
-    from melete.config import Recipe
     from melete.tasks.base import Task
-
-BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 
 app = typer.Typer(
     name="melete",
@@ -34,41 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-@contextlib.contextmanager
-def plain_errors(debug: bool, continue_with: str = "") -> Iterator[None]:
-    """Turns an error into one message and an exit status."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted", err=True)
-        if continue_with:
-            typer.echo(f"the same command continues from what is saved:\n  {continue_with}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except typer.Exit:
-        raise
-    except MeleteError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(BAD_INPUT) from None
-    except OSError as error:
-        if debug:
-            raise
-        message = MeleteError(
-            error.strerror or str(error),
-            place=str(error.filename or ""),
-            remedy="check the path, its permissions and the free space; --debug shows where it happened",
-        )
-        typer.echo(f"error: {message}", err=True)
-        raise typer.Exit(BAD_INPUT) from None
-    except Exception as error:
-        if debug:
-            raise
-        typer.echo(f"error: this should not happen: {type(error).__name__}: {error}", err=True)
-        typer.echo("  mend:  run again with --debug and report what it shows", err=True)
-        raise typer.Exit(INTERNAL_ERROR) from None
 
 
 def _show_version(wanted: bool) -> None:
@@ -95,26 +57,53 @@ def run(
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     name: Annotated[str, typer.Option(help="Name of the run's directory; by default the recipe's.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, show the plan and stop.")] = False,
+    from_stage: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="Make this stage and all that reads from it again.")
+    ] = "",
+    only: Annotated[
+        str, typer.Option(metavar="STAGE", help="Make this stage and no other; what it reads must be ready.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe, show what would be done and stop.")
+    ] = False,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Refuse before work if it is estimated to take longer.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Run a recipe, or continue it where it was interrupted."""
+    """Run a recipe: make what is not made yet, or has changed, and continue what was interrupted."""
     command = shlex.join(["melete", *sys.argv[1:]])
-    with plain_errors(debug, continue_with=command):
+    with plain_errors(debug, continue_with=_continuing(command)):
         prepare_threads()
         from melete.config import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
         run_dir = runs_dir / (name or checked.name)
+        from melete.planning import make_plan, save_plan
+        from melete.states import stage_states
+
+        states = stage_states(checked, run_dir, from_stage=from_stage, only=only, command=command)
+        plan = make_plan(checked, run_dir, {state.name: str(state) for state in states})
+        typer.echo(plan.text())
         if dry_run:
-            typer.echo(plan_text(checked, run_dir))
+            place = f"{run_dir} exists" if run_dir.exists() else f"{run_dir} would be made"
+            typer.echo(f"{place}; nothing was done")
             return
+        plan.refuse_if_too_large(max_minutes)
         from melete.live import View
         from melete.pipeline import run_recipe
 
-        with View([stage.name for stage in checked.stages], None) as view:
-            run_recipe(checked, run_dir, view=view, command=command)
+        with View([only] if only else [stage.name for stage in checked.stages], None) as view:
+            run_recipe(checked, run_dir, view=view, command=command, from_stage=from_stage, only=only)
+        save_plan(plan, run_dir)
         typer.echo(closing_lines(run_dir))
+
+
+def _continuing(command: str) -> str:
+    """What goes on after an interrupt: `--from` has done its part by then."""
+    from melete.states import without_option
+
+    return without_option(command, "--from")
 
 
 @app.command()
@@ -171,6 +160,7 @@ def report(
         typer.echo(closing_lines(run_dir))
 
 
+app.add_typer(runs)
 tasks = typer.Typer(name="tasks", help="Look at tasks, and try one yourself.", no_args_is_help=True)
 app.add_typer(tasks)
 TaskName = Annotated[str, typer.Argument(help="A task's name, as `melete tasks ls` lists them.")]
@@ -268,14 +258,6 @@ def audit(
         typer.echo(render(found))
         if not found.ok:
             raise typer.Exit(1)
-
-
-def plan_text(recipe: Recipe, run_dir: Path) -> str:
-    """What would be done, one line per stage."""
-    state = "exists and would be continued" if run_dir.exists() else "would be made"
-    lines = [f"{recipe.name} (seed {recipe.seed}): {recipe.description}".rstrip(": ")]
-    lines += [f"  {number}. {stage.name}: {stage.plan()}" for number, stage in enumerate(recipe.stages, 1)]
-    return "\n".join([*lines, f"{run_dir} {state}; nothing was done"])
 
 
 def closing_lines(run_dir: Path) -> str:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import copy
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from melete.errors import RecipeError
-from melete.recipe_checks import lookup_problems, problems_of, without_wrong_keys
+from melete.recipe_checks import problems_of, without_wrong_keys
+from melete.recipe_graph import graph_problems
+from melete.recipe_lines import key_lines, nearest_line
+from melete.recipe_names import name_problems
 from melete.schema import (
     STAGE_KINDS,
     EvaluationSettings,
@@ -53,10 +56,10 @@ def bundled_recipes() -> dict[str, Path]:
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The checked recipe of a bundled name or of a .toml (or resolved .json) file, after `key=value` overrides.
 
-    Raises `RecipeError` that lists every problem with its key and the nearest valid one.
+    Raises `RecipeError` that lists every problem with its key, its line and the nearest valid key.
     """
     path = find_recipe(name_or_path)
-    return parse_recipe(read_tables(path), overrides, place=str(path))
+    return parse_recipe(read_tables(path), overrides, place=str(path), lines=_lines(path))
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -97,8 +100,21 @@ def read_tables(path: Path) -> dict[str, Any]:
     return tables
 
 
-def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), *, place: str = "") -> Recipe:
-    """The checked recipe of plain tables, as TOML gives them."""
+def _lines(path: Path) -> dict[str, int]:
+    try:
+        return key_lines(path.read_text(encoding="utf-8")) if path.suffix != ".json" else {}
+    except RecursionError:  # lists in lists without end; the message does without lines
+        return {}
+
+
+def parse_recipe(
+    tables: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    place: str = "",
+    lines: Mapping[str, int] | None = None,
+) -> Recipe:
+    """The checked recipe of plain tables, as TOML gives them; `lines` tells where in `place` each key stands."""
     tables = copy.deepcopy(tables)
     sources: dict[str, str] = {}
     problems: list[tuple[str, str]] = []
@@ -112,7 +128,7 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), *, place
     recipe, found = checked(tables)
     problems += found
     if problems or recipe is None:
-        raise _refusal(tables, problems, sources, place)
+        raise _refusal(tables, problems, sources, place, lines or {})
     return recipe
 
 
@@ -131,7 +147,7 @@ def checked(tables: dict[str, Any]) -> tuple[Recipe | None, list[tuple[str, str]
                 break
             tables = smaller
         else:
-            return recipe, [*problems, *lookup_problems(recipe)]
+            return recipe, [*problems, *graph_problems(recipe), *name_problems(recipe)]
     return None, problems
 
 
@@ -140,24 +156,43 @@ def _above(key: str, below: Sequence[str]) -> bool:
 
 
 def _refusal(
-    tables: dict[str, Any], problems: list[tuple[str, str]], sources: dict[str, str], place: str
+    tables: dict[str, Any],
+    problems: list[tuple[str, str]],
+    sources: dict[str, str],
+    place: str,
+    lines: Mapping[str, int],
 ) -> RecipeError:
-    lines, from_overrides = [], 0
     first_reasons = {key: reason for key, reason in reversed(problems)}
-    for key in dict.fromkeys(key for key, _ in problems):
-        source = next(
-            (text for set_key, text in sources.items() if f"{key}.".replace("[", ".").startswith(f"{set_key}.")), ""
-        )
-        from_overrides += bool(source)
-        lines.append(f"  {key or '(empty key)'}: {first_reasons[key]}" + (f" ({source})" if source else ""))
+    found_in = {key: _source(key, tables, sources, lines) for key in dict.fromkeys(key for key, _ in problems)}
+    is_one_line = len(set(found_in.values())) == 1 and isinstance(next(iter(found_in.values())), int)
+    told: list[str] = []
+    for key, source in found_in.items():
+        where = f"line {source}" if isinstance(source, int) else source
+        suffix = f" ({where})" if where and not is_one_line else ""
+        told.append(f"  {key or '(empty key)'}: {first_reasons[key]}{suffix}")
     name = tables.get("name") or Path(place).stem or "given"
-    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-    remedy = (
-        "correct the --set option"
-        if from_overrides == len(lines)
-        else "correct the keys named above; nothing was started"
-    )
-    return RecipeError(f"recipe {name} cannot be used: {count}\n" + "\n".join(lines), place=place, remedy=remedy)
+    count = "1 problem" if len(told) == 1 else f"{len(told)} problems"
+    only_overrides = all(isinstance(source, str) for source in found_in.values())
+    remedy = "correct the --set option" if only_overrides else "correct the keys named above; nothing was started"
+    place += f", line {next(iter(found_in.values()))}" if is_one_line else ""
+    return RecipeError(f"recipe {name} cannot be used: {count}\n" + "\n".join(told), place=place, remedy=remedy)
+
+
+def _source(
+    key: str, tables: Mapping[str, Any], sources: Mapping[str, str], lines: Mapping[str, int]
+) -> int | str | None:
+    """Where a key was given: the line of the recipe file, or the option."""
+    for set_key, option in sources.items():
+        if f"{key}.".replace("[", ".").startswith(f"{set_key}."):
+            return option
+    return nearest_line(lines, _full_key(key, tables))
+
+
+def _full_key(key: str, tables: Mapping[str, Any]) -> str:
+    """The key as the file has it: a stage by its number."""
+    stage, _, below = key.partition(".")
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in _entries(tables)]
+    return f"stage[{names.index(stage)}].{below}" if stage in names else key
 
 
 def parse_value(text: str) -> Any:
@@ -202,6 +237,10 @@ def apply_override(tables: dict[str, Any], key: str, value: Any) -> str | None:
     return None
 
 
-def _listed(tables: dict[str, Any]) -> list[dict[str, Any]]:
+def _listed(tables: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [stage for stage in _entries(tables) if isinstance(stage, dict)]
+
+
+def _entries(tables: Mapping[str, Any]) -> list[Any]:
     stages = tables.get("stage")
-    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    return stages if isinstance(stages, list) else []

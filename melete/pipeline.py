@@ -1,4 +1,4 @@
-"""Runs a recipe: each stage in order, finished ones skipped, one that was cut off continued; then the report."""
+"""Runs a recipe: each stage in order, unchanged ones skipped, one that was cut off continued; then the report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import platform
 import signal
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -21,30 +20,57 @@ from rich.console import Console
 from melete.live import View
 from melete.models.load import resolve_model
 from melete.report.build import build_report
-from melete.runs.atomic import json_text, write_atomically
+from melete.runs.artefacts import (
+    changes,
+    drop_records,
+    read_begun,
+    read_record,
+    reasons_text,
+    write_begun,
+    write_record,
+)
+from melete.runs.atomic import json_text
 from melete.runs.directory import RunDirectory
 from melete.schema import Recipe
 from melete.stages import RUNNERS, StageContext
+from melete.states import Choice, StageState, choose, last_step, made_from, stage_states
 
+__all__ = ["StageState", "run_quietly", "run_recipe", "stage_states"]
+OF_THE_PROCESS = ("command", "versions", "hardware")  # that made the last stage
 LIBRARIES = ("melete", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 def run_quietly(recipe: Recipe, run_dir: Path) -> None:
-    """Runs a recipe without a word and without a report; what it did is in the files of the run."""
+    """Runs a recipe without a word; what it did is in the files of the run. One stage alone has no report."""
     with View([stage.name for stage in recipe.stages], True, console=Console(file=io.StringIO())) as view:
-        run_recipe(recipe, run_dir, view=view, command=f"melete run {run_dir}.json", with_report=False)
+        run_recipe(recipe, run_dir, view=view, command=f"melete run {run_dir.name}.json", with_report=len(recipe.stages) > 1)
 
 
-def run_recipe(recipe: Recipe, run_dir: Path, *, view: View, command: str, with_report: bool = True) -> Path:
-    """Runs what is left to run and returns the run's directory.
+def run_recipe(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    view: View,
+    command: str,
+    with_report: bool = True,
+    from_stage: str = "",
+    only: str = "",
+) -> Path:
+    """Makes what is not made or not up to date and returns the run's directory.
 
-    Raises `ModelError` for a model that is not there, before anything is written; `RunError` when the directory belongs
-    to another recipe or process, or cannot be written; and `Interrupted` after a Ctrl-C or SIGTERM, when everything
-    needed to continue is saved.
+    With `from_stage` that stage and all that read it are made again; with `only` no other stage is touched. Raises
+    `ModelError` for a model that is not there, before anything is written; `RunError` when the directory belongs to
+    another recipe or process or cannot be written, when something in it has changed on the disk, or when `only` reads
+    what is not ready; `RecipeError` for the name of no stage; and `Interrupted` after a Ctrl-C or SIGTERM, when
+    everything needed to continue is saved.
     """
-    _refuse_missing_models(recipe)
+    choice = choose(recipe, from_stage, only)
+    _refuse_missing_models(recipe, choice)
+    if not run_dir.exists():  # what is refused leaves no directory behind
+        stage_states(recipe, run_dir, from_stage=from_stage, only=only, command=command)
     with RunDirectory.create_or_open(run_dir, recipe.as_dict()) as run, _stop_request() as should_stop:
-        started = time.time()
+        states = stage_states(recipe, run.path, from_stage=from_stage, only=only, command=command)
+        run.update_recipe(recipe.as_dict())
         context = StageContext(
             run=run,
             seed=recipe.seed,
@@ -54,38 +80,67 @@ def run_recipe(recipe: Recipe, run_dir: Path, *, view: View, command: str, with_
             data_path=_data_path(run, recipe),
             run_recipe=run_quietly,
         )
-        was_finished = all(_stage_file(run, stage).exists() for stage in recipe.stages)
-        entries = [_finished_or_run(stage, context) for stage in recipe.stages]
-        if not (was_finished and (run.path / "summary.json").exists()):  # it tells when, by what and how it was made
-            run.write_summary(_summary(recipe, run, command, started, entries))
+        again = {state.name: state.reason for state in states if state.name in choice.forced and state.reason}
+        for name in choice.forced:  # all at once, so that an interrupted run goes on without --from
+            _start_again(run, name)
+            run.forget_runs(name)
+        for stage in recipe.stages:
+            if stage.name in choice.touched:
+                _finished_or_run(stage, recipe, context, again.get(stage.name, ""))
+        run.sort_logs([stage.name for stage in recipe.stages])
+        _write_summary(recipe, run, command)
         if with_report:
             build_report(run.path)
         return run.path
 
 
-def _refuse_missing_models(recipe: Recipe) -> None:
-    earlier: set[str] = set()
+def _refuse_missing_models(recipe: Recipe, choice: Choice) -> None:
+    names = {stage.name for stage in recipe.stages}
     for stage in recipe.stages:
-        for source in stage.reads():
-            if source not in earlier:
+        for source in stage.reads() if stage.name in choice.touched else ():
+            if source not in names:
                 resolve_model(source)
-        earlier.add(stage.name)
 
 
-def _stage_file(run: RunDirectory, stage: Any) -> Path:
-    return run.path / "stages" / f"{stage.name}.json"
+def _start_again(run: RunDirectory, name: str) -> None:
+    """Drops what an earlier making of a stage left; what it made stays until it is replaced."""
+    if read_record(run.path, name):
+        (run.path / "summary.json").unlink(missing_ok=True)  # it speaks of a stage that is no longer there
+    drop_records(run.path, name)
+    run.forget(name)
 
 
-def _finished_or_run(stage: Any, context: StageContext) -> dict[str, Any]:
-    file = _stage_file(context.run, stage)
-    if file.exists():
-        context.view.stage_finished(stage.name, "already done")
-        return json.loads(file.read_text(encoding="utf-8"))
+def _finished_or_run(stage: Any, recipe: Recipe, context: StageContext, forced: str) -> None:
+    """Runs a stage unless it is done; says so, or why it is made again."""
+    run, name = context.run, stage.name
+    now = made_from(stage, recipe, run.path)
+    record, begun = read_record(run.path, name), read_begun(run.path, name)
+    known = record or begun
+    reasons = [forced] if forced else changes(known.made_from, now) if known else []
+    if record and not reasons:
+        context.view.stage_finished(name, "already done")
+        return
+    if reasons:
+        context.view.message(f"{name}: made again: {reasons_text(reasons)}")
+    if reasons or not begun:
+        _start_again(run, name)
+        write_begun(run.path, name, now)
+    elif last_step(run.path, name) is None:
+        run.truncate_metrics(name, 0)  # a stage without checkpoints starts from nothing
     entry = RUNNERS[stage.kind](stage, context)
-    file.parent.mkdir(exist_ok=True)
-    write_atomically(file, json_text(entry, indent=2) + "\n")
-    context.view.stage_finished(stage.name, what_was_learnt([entry]))
-    return entry
+    begun = read_begun(run.path, name)
+    assert begun is not None
+    write_record(run.path, name, begun, entry)
+    context.view.stage_finished(name, what_was_learnt([entry]))
+
+
+def _write_summary(recipe: Recipe, run: RunDirectory, command: str) -> None:
+    """Writes `summary.json`, unless it says the same already: it tells when, by what and how the run was made."""
+    summary = json.loads(json_text(_summary(recipe, run, command)))
+    file = run.path / "summary.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if any(before.get(key) != value for key, value in summary.items() if key not in OF_THE_PROCESS):
+        run.write_summary(summary)
 
 
 def what_was_learnt(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -94,6 +149,10 @@ def what_was_learnt(entries: Sequence[Mapping[str, Any]]) -> str:
         evaluations = entry.get("evaluations", ())
         if len(evaluations) >= 2:
             return _change(evaluations[0], evaluations[-1])
+        if checkpoints := entry.get("checkpoints"):
+            return _examined(checkpoints)
+        if claims := entry.get("claims"):
+            return f"{sum(claim['verdict'] == 'holds' for claim in claims)} of {len(claims)} claims hold"
         if rows := entry.get("comparison"):
             best = max(rows, key=lambda row: row["gain_mean"])
             gains = f"{best['algorithm']} gained most in held-out pass@1 ({best['gain_mean']:+.2f})"
@@ -103,6 +162,13 @@ def what_was_learnt(entries: Sequence[Mapping[str, Any]]) -> str:
         if "num_rows" in entry:
             return f"{entry['num_rows']} rows written"
     return "no evaluation to compare"
+
+
+def _examined(checkpoints: Sequence[Mapping[str, Any]]) -> str:
+    """pass@1 of every checkpoint on the exam's first task."""
+    task = next(iter(checkpoints[0]["tasks"]))
+    told = ", ".join(f"{one['label']} {one['tasks'][task]['pass@1']:.2f}" for one in checkpoints)
+    return f"held-out pass@1 on {task}: {told}"
 
 
 def _median(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -139,9 +205,12 @@ def _version(library: str) -> str:
         return "not installed"
 
 
-def _summary(
-    recipe: Recipe, run: RunDirectory, command: str, started: float, entries: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _summary(recipe: Recipe, run: RunDirectory, command: str) -> dict[str, Any]:
+    """The stages that are finished, whenever they were made."""
+    records = {stage.name: read_record(run.path, stage.name) for stage in recipe.stages}
+    finished = [record for record in records.values() if record]
+    unfinished = [name for name, record in records.items() if not record]
+    entries = [record.entry for record in finished]
     transcripts = [transcript for entry in entries for transcript in entry.get("transcripts", ())]
     return {
         "run": run.path.name,
@@ -151,12 +220,13 @@ def _summary(
         "seed": recipe.seed,
         "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads()},
-        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started)),
+        "started": min((record.started for record in finished), default=""),
         "seconds": sum(entry["seconds"] for entry in entries),
         "stages": [{key: value for key, value in entry.items() if key != "transcripts"} for entry in entries],
         "learnt": what_was_learnt(entries),
         "transcripts": transcripts,
         "control": _control(run.path, recipe),
+        **({"unfinished": unfinished} if unfinished else {}),
     }
 
 

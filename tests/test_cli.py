@@ -99,6 +99,23 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing():
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_a_dry_run_tells_the_state_of_each_stage():
+    result = melete("run", "rlhf-tiny", "--dry-run")
+    assert result.exit_code == 0
+    assert result.output.count("     would be made\n") == 3
+
+
+def test_a_stage_that_is_not_there_is_refused_with_the_nearest():
+    assert "rlhf-tiny has no such stage; did you mean reader?" in refused("run", "rlhf-tiny", "--from", "raeder")
+    assert "did you mean policy?" in refused("run", "rlhf-tiny", "--dry-run", "--only", "polciy")
+
+
+def test_a_stage_whose_inputs_are_not_made_is_refused_with_the_commands_that_make_them():
+    message = refused("run", "rlhf-tiny", "--only", "policy")
+    assert "preferences is not made; reader is not made" in message
+    assert list(Path.cwd().iterdir()) == []
+
+
 def test_an_unknown_recipe_is_refused_with_the_nearest():
     assert "did you mean r1-zero-tiny?" in refused("run", "r1-zero-tny")
 

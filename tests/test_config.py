@@ -168,10 +168,161 @@ def test_two_stages_never_share_a_name():
     assert "stage[1].name: an earlier stage has this name (rl)" in refusal(tables)
 
 
+SFT = {"kind": "sft", "data": "notes"}
+KINDS: dict[str, dict[str, Any]] = {
+    "notes": {"kind": "write", "rows": {"chains": 5}},
+    "student": SFT,
+    "pairs": {"kind": "pairs", "task": {"name": "verse"}},
+    "liked": {"kind": "reward_model", "data": "pairs"},
+    "base": {"kind": "pretrain", "out": "somewhere/base"},
+}
+
+
+def graph(*names: str, **more: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of stages of `KINDS` by name, and of some with settings of their own."""
+    stages = {name: KINDS[name] for name in names} | more
+    return {"name": "mine", "stage": [{"name": name, **stage} for name, stage in stages.items()]}
+
+
 def test_a_stage_reads_earlier_stages_only():
-    first, second = rl_tables()["stage"][0], rl_tables(name="more", model="rl")["stage"][0]
-    parse_recipe({"name": "mine", "stage": [first, second]})
-    assert "rl is made by a later stage" in refusal({"name": "mine", "stage": [second, first]})
+    parse_recipe(graph("notes", "student", more={**SFT, "model": "student"}))
+    tables = graph(more={**SFT, "model": "student"}, notes=KINDS["notes"], student=SFT)
+    assert "more.model: student is made by a later stage; read an earlier one" in refusal(tables)
+    assert "more.data: notes is made by a later stage; read an earlier one" in refusal(tables)
+
+
+def test_a_circle_is_told_with_the_way_round():
+    one, other = {**SFT, "model": "c"}, {**SFT, "model": "a"}
+    tables = graph("notes", a=one, b=other, c={**SFT, "model": "b"})
+    message = refusal(tables)
+    assert "a.model: the stages read each other in a circle: a -> c -> b -> a" in message
+    assert "1 problem" in message
+    assert "a.model: a is made by this stage" in refusal(graph("notes", a={**SFT, "model": "a"}))
+
+
+@pytest.mark.parametrize(
+    ("names", "stage", "told"),
+    [
+        (
+            ["notes"],
+            {**SFT, "data": "nots"},
+            "x.data: 'nots' is neither a file nor a stage that makes data; did you mean notes?",
+        ),
+        (
+            ["notes", "student"],
+            {**SFT, "model": "studnet"},
+            "x.model: 'studnet' is neither a directory nor a known model; did",
+        ),
+        (["notes"], {**SFT, "model": "notes"}, "x.model: notes makes data, not a model"),
+        (["notes", "student"], {**SFT, "data": "student"}, "x.data: student makes a model, not data"),
+        (["pairs", "liked"], {"kind": "reward_model", "data": "liked"}, "x.data: liked makes a reward model, not data"),
+        (
+            ["notes", "pairs", "liked"],
+            {**SFT, "model": "liked"},
+            "x.model: liked is a reward model: it scores and cannot",
+        ),
+        (
+            ["notes"],
+            {"kind": "mix", "parts": {"notes": 1.0, "nots": 1.0}},
+            "x.parts.nots: 'nots' is neither a file nor",
+        ),
+        (
+            ["pairs", "liked"],
+            {"kind": "reward_model", "data": "pairs", "replay": ["pairs", "liked"]},
+            "x.replay[1]: liked makes a reward model, not data",
+        ),
+        (
+            ["notes", "student"],
+            {
+                "kind": "rl",
+                "task": {"name": "verse"},
+                "rewards": {"liked": 1.0},
+                "reward_models": {"liked": {"model": "student"}},
+            },
+            "x.reward_models.liked.model: student is a model that writes, not a reward model",
+        ),
+        (["base"], {"kind": "pretrain", "out": "./somewhere/base"}, "x.out: base writes this directory too"),
+        (["base", "notes"], {**SFT, "model": "somewhere/base"}, "x.model: somewhere/base is a copy of what base makes"),
+        (["base"], {"kind": "pretrain", "tokenizer": "bas"}, "x.tokenizer: 'bas' is neither a directory nor"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_told_at_its_key(names: list[str], stage: dict[str, Any], told: str):
+    message = refusal(graph(*names, x=stage))
+    assert told in message and "1 problem" in message
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"kind": "reward_model", "data": "pairs", "model": "liked"},
+        {"kind": "rl", "algorithm": "ppo", "task": {"name": "verse"}, "critic": {"model": "liked"}},
+    ],
+)
+def test_a_reward_model_may_go_on_and_be_a_critic(stage: dict[str, Any]):
+    parse_recipe(graph("pairs", "liked", x=stage))
+
+
+BROKEN = """\
+name = "mine"  # [[stage]]
+sed = 1
+
+[[stage]]
+name = "zero"
+kind = "rl"
+gruop_size = 4  # line 7
+task = { name = "verse", seed = 3 }
+[stage.evaluation]
+at = [
+  0.0,
+  2.0,  # line 12
+]
+[stage.rewards]
+accuracy = 1.0
+"no.such:reward" = 1.0
+
+[[stage]]
+name = "dev1"
+kind = "sft"
+model = "zro"
+"""
+
+
+def test_every_problem_of_a_file_has_its_line_unless_an_option_made_it(tmp_path: Path):
+    file = tmp_path / "broken.toml"
+    file.write_text(BROKEN)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(file), ["zero.lr=-1"])
+    lines = str(caught.value).splitlines()
+    ends = {line.split(":")[0].strip(): line.rpartition("(")[2].rstrip(")") for line in lines[1:-2]}
+    assert ends == {
+        "sed": "line 2",
+        "zero.gruop_size": "line 7",
+        "zero.evaluation.at[1]": "line 12",
+        "zero.lr": "--set zero.lr=-1",
+        "dev1.data": "line 18",
+    }
+    assert caught.value.place == str(file)
+
+
+def test_problems_of_names_and_of_the_graph_have_their_lines_too(tmp_path: Path):
+    file = tmp_path / "broken.toml"
+    fixed = BROKEN.replace("sed =", "seed =").replace("gruop_size", "group_size").replace("2.0,", "1.0,")
+    file.write_text(fixed + 'data = "zero"\n')
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(file))
+    told = str(caught.value)
+    assert "zero.rewards.no.such:reward: cannot import no.such:reward" in told and "(line 16)" in told
+    assert "dev1.model: 'zro' is neither a directory nor a known model; did you mean zero? (line 21)" in told
+    assert "dev1.data: zero makes a model, not data (line 22)" in told
+
+
+def test_one_problem_has_its_line_beside_the_file(tmp_path: Path):
+    file = tmp_path / "broken.toml"
+    file.write_text(BROKEN.split('[[stage]]\nname = "dev1"')[0].replace("sed =", "seed =").replace("gruop", "group"))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(file), ["zero.rewards={accuracy=1.0}"])
+    assert caught.value.place == f"{file}, line 12"
+    assert "zero.evaluation.at[1]: must be at most 1, not 2.0\n" in str(caught.value)
 
 
 def test_an_unknown_recipe_names_the_nearest_one():
@@ -267,7 +418,7 @@ def test_settings_of_a_comparison_that_cannot_be_used_are_refused(settings_of: d
             "s.kd_temperature: has no meaning for method sequence; it belongs to logits and gkd and on_policy",
         ),
         ({"kind": "distill", "teacher": "t", "method": "logits", "jsd_beta": 0.1}, "s.jsd_beta: has no meaning"),
-        ({"kind": "reward_model", "data": "d.jsonl", "replay": ["nowhere"]}, "s.replay: 'nowhere' is neither"),
+        ({"kind": "reward_model", "data": "d.jsonl", "replay": ["nowhere"]}, "s.replay[0]: 'nowhere' is neither"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(stage: dict[str, Any], message: str) -> None:

@@ -46,17 +46,33 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": LEAVES | CONTENT | {"runs", "sampling.protocol", "sampling.keys"},
     # loops see samplers and learners through their protocols only; pretraining balances its own routers
     "loops": LEAVES | CORE | CONTENT | PROTOCOLS | {"corpus", "datasets", "evaluation", "models.moe"},
-    "report": LEAVES | {"runs", "evaluation"},
+    "report": LEAVES | {"runs", "evaluation", "health", "claims"},
     "live": LEAVES,
+    # rules over rows of plain numbers
+    "health": LEAVES | {"schema"},
+    # statistics over what runs left, without a library
+    "claims": set(),
     # what a recipe may say: the tables of names are looked up when a recipe is read
     "schema": LEAVES,
-    "recipe_checks": LEAVES | {"schema", "algorithms", "rewards", "tasks"},
-    "config": LEAVES | {"schema", "recipe_checks"},
-    "stages": BELOW_STAGES | {"schema", "recipe_checks", "live", "threads"},
-    "pipeline": BELOW_STAGES | {"schema", "stages", "live", "report"},
-    "cli": LEAVES | {"schema", "config", "pipeline", "live", "report", "threads", "algorithms", "tasks", "rewards"},
+    "recipe_checks": LEAVES | {"schema"},
+    "recipe_graph": LEAVES | {"schema"},
+    "recipe_names": LEAVES | {"schema", "algorithms", "rewards", "tasks"},
+    "recipe_lines": set(),
+    "config": LEAVES | {"schema", "recipe_checks", "recipe_graph", "recipe_names", "recipe_lines"},
+    "stages": BELOW_STAGES
+    | {"schema", "config", "recipe_checks", "recipe_graph", "states", "live", "threads", "health", "claims"},
+    # what is done is told without torch, so it sees where models lie and not how they are loaded
+    "states": LEAVES | {"schema", "recipe_graph", "runs", "models.places"},
+    # what a run will take: it works with models for a moment, as a stage would
+    "planning": BELOW_STAGES | {"schema", "config", "recipe_graph", "threads"},
+    "pipeline": BELOW_STAGES | {"schema", "states", "stages", "live", "report"},
+    "cli": LEAVES
+    | {"schema", "config", "pipeline", "states", "live", "report", "threads", "algorithms", "tasks", "rewards"}
+    | {"planning", "cli_errors", "cli_runs"},
+    "cli_errors": LEAVES,
+    "cli_runs": LEAVES | {"cli_errors", "runs", "live", "evaluation.again", "models", "tasks", "planning.graph"},
 }
-NO_TORCH = ("types", "errors", "imports", "config", "schema", "suggest", "threads", "cli")
+NO_TORCH = ("types", "errors", "imports", "config", "schema", "suggest", "threads", "states", "cli")
 ONLY_THESE_LIBRARIES = {"types": set(), "errors": set(), "functional": {"torch", "jaxtyping"}}
 ENGINES = {"vllm", "ray", "sglang", "peft", "datasets", "wandb"}
 

@@ -233,8 +233,8 @@ def test_a_second_call_says_already_done_and_changes_no_file(finished: Path, rec
 
 def test_another_recipe_is_refused_and_changes_no_file(finished: Path, recipe_file: Path) -> None:
     before = contents(finished)
-    with pytest.raises(RunError, match=r"lr is 0\.001 and was 0\.005"):
-        run(load_recipe(str(recipe_file), ["rl.lr=1e-3"]), finished)
+    with pytest.raises(RunError, match="its name is 'little', not 'other'"):
+        run(load_recipe(str(recipe_file), ["name=other"]), finished)
     assert contents(finished) == before
 
 

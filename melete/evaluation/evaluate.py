@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from melete.evaluation.conduct import Conduct, conduct
 from melete.evaluation.judgement import Judgement
 from melete.evaluation.metrics import Interval, bootstrap_interval, majority_at_k, pass_at_k
 from melete.evaluation.reflection import LONG_PHRASES, ReflectionCount, reflection
@@ -17,7 +18,7 @@ from melete.sampling.protocol import Sampler
 from melete.text.chat import decode_completion, prompt_tokens
 from melete.types import Problem, Rollout, SampleRequest, SamplingSettings
 
-KS = (1, 2, 4, 8, 16)
+KS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class EvaluationResult:
     accuracy_without_thought: float | None
     reflection: ReflectionCount
     reflection_long: ReflectionCount
+    conduct: Conduct
     grader_failures: int
     num_tokens: int
     problems: tuple[ProblemResult, ...]
@@ -90,6 +92,9 @@ class EvaluationResult:
             "pass": {str(k): list(interval) for k, interval in self.pass_at.items()},
             "majority": {str(k): list(interval) for k, interval in self.majority_at.items()},
             "reflection_words": self.reflection.by_word,
+            "repair": self.conduct.repair.as_dict(),
+            "by_kind": self.conduct.by_kind,
+            "tokens_at": {str(k): k * self.length_mean for k in self.pass_at},
         }
 
     def table(self) -> list[dict[str, Any]]:
@@ -119,6 +124,7 @@ class EvaluationResult:
             "reflection_per_1k": self.reflection.per_1k,
             "reflection_share": self.reflection.share,
             "reflection_long_per_1k": self.reflection_long.per_1k,
+            **self.conduct.scalars(),
             "grader_failures": self.grader_failures,
             "num_tokens": self.num_tokens,
         }
@@ -184,6 +190,9 @@ def summarise(results: Sequence[ProblemResult], *, seed: int = 0) -> EvaluationR
         accuracy_without_thought=_accuracy(samples, with_thought=False),
         reflection=reflection(texts, num_tokens),
         reflection_long=reflection(texts, num_tokens, LONG_PHRASES),
+        conduct=conduct(
+            [[(s.rollout, s.judgement.reward.parts["accuracy"]) for s in result.samples] for result in results]
+        ),
         grader_failures=sum(sample.judgement.correct is None for sample in samples),
         num_tokens=num_tokens,
         problems=tuple(results),

@@ -29,14 +29,17 @@ _START_AGAIN = "restore the file, or delete this run directory and start again"
 
 
 class HeldOut:
-    """Evaluations of one stage; `results` maps the step before which each was made to what it found."""
+    """Evaluations of one stage; `results` maps the step before which each was made to what it found.
+
+    Without a sampler only what was kept can be read back.
+    """
 
     def __init__(
         self,
         *,
         directory: Path,
         task: Task,
-        sampler: Sampler,
+        sampler: Sampler | None,
         tokenizer: PreTrainedTokenizerBase,
         settings: SamplingSettings,
         num_problems: int,
@@ -54,14 +57,23 @@ class HeldOut:
 
         Raises `RunError` for a file that is damaged, or missing when the weights have moved on (not `may_sample`).
         """
-        path = self.directory / f"step-{step:06d}.jsonl"
-        if not path.exists() and not may_sample:
+        self.results[step] = self.kept(f"step-{step:06d}", may_sample=may_sample)
+        return self.results[step]
+
+    def file(self, name: str) -> Path:
+        """Where the evaluation of this name is kept."""
+        return self.directory / f"{name}.jsonl"
+
+    def kept(self, name: str, *, may_sample: bool = True) -> EvaluationResult:
+        """The evaluation of this name: read back when it was made already, else made now and kept."""
+        path = self.file(name)
+        if path.exists():
+            return self._read(path)
+        if not may_sample:
             raise RunError("an evaluation is missing and cannot be made again", place=str(path), remedy=_START_AGAIN)
-        result = self._read(path) if path.exists() else self._sample(self.num_problems, self.num_samples)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, "".join(json.dumps(row) + "\n" for row in _rows(result)))
-        self.results[step] = result
+        result = self._sample(self.num_problems, self.num_samples)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in _rows(result)))
         return result
 
     def quick(self, num_problems: int) -> dict[str, Any]:
@@ -80,6 +92,8 @@ class HeldOut:
         return list(found.values())
 
     def _sample(self, num_problems: int, num_samples: int) -> EvaluationResult:
+        if self.sampler is None:
+            raise ValueError("without a sampler an evaluation can only be read back")
         return evaluate(
             self.sampler,
             self.tokenizer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from melete.errors import ModelError
+from melete.models.places import resolve_model
 from melete.runs.atomic import new_directory
 
-BUNDLED = {"tiny": "tiny-base", "student-qwen": "student-qwen", "student-llama": "student-llama"}
 logging.disable_progress_bar()  # loading a file is not worth a line of the live view
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 DAMAGED = "copy or save the model again; its files are incomplete or damaged"
-
-
-def resolve_model(name: str) -> Path:
-    """The directory of a bundled model or the path itself.
-
-    Raises `ModelError` when there is nothing there, no configuration or no weights.
-    """
-    path = Path(str(resources.files("melete"))) / "data" / BUNDLED[name] if name in BUNDLED else Path(name)
-    if not path.is_dir():
-        raise ModelError(
-            "there is no such model directory", place=str(path), remedy=f"a path, or one of {', '.join(BUNDLED)}"
-        )
-    if not (path / "config.json").is_file():
-        raise ModelError(
-            "this directory has no config.json", place=str(path), remedy="save the model with save_pretrained"
-        )
-    if not any(any(path.glob(pattern)) for pattern in WEIGHTS):
-        remedy = "save the model as safetensors (model.save_pretrained); other formats can run code and are not read"
-        raise ModelError("this directory has no weights (*.safetensors)", place=str(path), remedy=remedy)
-    return path
 
 
 def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

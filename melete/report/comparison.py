@@ -14,15 +14,15 @@ _WIDTH, _LEFT, _RIGHT, _ROW = 700, 210, 60, 26
 _TOP, _BOTTOM = 10, 40
 
 
-def comparisons(files: RunFiles) -> list[dict[str, Any]]:
+def content(files: RunFiles) -> dict[str, Any] | None:
     """The stages of a run that compare algorithms: name, cells of the table, best gain first, and the plot."""
     found = []
-    for stage in files.summary.get("stages", []):
+    for stage in files.entries:
         if rows := stage.get("comparison"):
             ordered = sorted(rows, key=lambda row: -row["gain_mean"])
             cells = [_cells(row) for row in ordered]
             found.append({"name": stage["name"], "rows": cells, "plot": draw_gains(ordered), "num_seeds": _seeds(rows)})
-    return found
+    return {"stages": found} if found else None
 
 
 def _seeds(rows: Sequence[Row]) -> int:

@@ -1,12 +1,16 @@
-"""Which curves a report shows, and the words under each."""
+"""The curves of every stage that trained, and the words under each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from melete.report.charts import Chart, Series, smoothed
+from melete.report.charts import Chart, Series, number, smoothed
 from melete.report.files import Row, RunFiles
+
+_NUM_MARKDOWN_POINTS = 6
+_MANY_STAGES = 3
+_NUM_COLOURS = 7
 
 
 class Curve(NamedTuple):
@@ -18,12 +22,12 @@ class Curve(NamedTuple):
     share: bool = False
 
 
+REWARD = Curve(
+    "Reward",
+    (("reward", "reward"),),
+    "What the model was paid for, and the parts it is made of, averaged over a step's attempts.",
+)
 STORY_CURVES = (
-    Curve(
-        "Reward",
-        (("reward", "reward"), ("reward/accuracy", "accuracy"), ("reward/format", "format")),
-        "What the model was paid for, and the parts it is made of, averaged over a step's attempts.",
-    ),
     Curve(
         "Thinking before answering",
         (("share_thinking", "share_thinking"),),
@@ -47,9 +51,10 @@ STORY_CURVES = (
         "Groups whose attempts all earned the same; in some of them all are right, so the problem has become too easy.",
         share=True,
     ),
+    Curve("Distance from the start", (("kl", "kl"),), "KL divergence per token from the model it started as."),
 )
 DETAIL_CURVES = (
-    Curve("Distance from the reference", (("kl", "kl"),), "KL divergence per token from the model it started as."),
+    Curve("Size of a step", (("approx_kl", "approx_kl"),), "KL divergence per token, before and after it."),
     Curve("Loss", (("loss", "loss"),), "What the optimizer lowers. In reinforcement learning it need not fall."),
     Curve("Gradient norm", (("grad_norm", "grad_norm"),), "Before clipping."),
     Curve("Clipped tokens", (("clip_fraction", "clip_fraction"),), "Share of tokens whose ratio was cut.", share=True),
@@ -59,36 +64,55 @@ DETAIL_CURVES = (
 )
 
 
-def stage_charts(files: RunFiles, stage: str) -> tuple[list[Chart], list[Chart]]:
-    """The charts that tell the story of a stage, and those for a closer look; only what was logged is drawn."""
-    rows = files.steps(stage)
-    story = [chart for curve in STORY_CURVES if (chart := _curve_chart(curve, rows))]
-    details = [chart for curve in DETAIL_CURVES if (chart := _curve_chart(curve, rows))]
-    held_out = _pass_chart(files.evaluation_rows(stage))
-    return ([held_out] if held_out else []) + story, details
-
-
-def majority_chart(evaluations: Sequence[Row]) -> Chart | None:
-    """maj@k against k for the first, the middle and the last evaluation."""
-    voted = [e for e in evaluations if len(e.get("majority", {})) > 1]
-    chosen = [voted[i] for i in sorted({0, len(voted) // 2, len(voted) - 1})] if voted else []
-    series = []
-    for colour, evaluation in enumerate(chosen, start=1):
-        table = sorted((int(k), values) for k, values in evaluation["majority"].items())
-        series.append(
-            Series(
-                name=str(evaluation["label"]),
-                points=[(k, values[0]) for k, values in table],
-                band=[(k, values[1], values[2]) for k, values in table],
-                dots=True,
-                colour=colour,
-            )
-        )
-    if not series:
+def content(files: RunFiles) -> dict[str, Any] | None:
+    """Each stage that logged something, with its curves; of many, those of reinforcement learning come first."""
+    stages = [stage for name in files.stages() if (stage := _stage(files, name))["charts"] or stage["details"]]
+    if not stages:
         return None
-    ks = sorted({x for one in series for x, _ in one.points})
-    caption = "Share of held-out problems whose most frequent answer among k attempts is right (maj@k)."
-    return Chart("Majority vote", caption, series, x_label="attempts that vote (k)", share=True, log2=True, x_ticks=ks)
+    many = len(stages) >= _MANY_STAGES
+    told = [stage for stage in stages if (stage["is_practice"] if many else stage["charts"])]
+    return {"stages": told, "rest": [stage for stage in stages if stage not in told], "many": many}
+
+
+def _stage(files: RunFiles, name: str) -> dict[str, Any]:
+    rows = files.steps(name)
+    reward = REWARD._replace(metrics=[("reward", "reward"), *_parts(rows)])
+    curves = [reward, *STORY_CURVES]
+    charts = [chart for curve in curves if (chart := _curve_chart(curve, rows))]
+    held_out = _pass_chart(files.evaluation_rows(name))
+    return {
+        "name": name,
+        "label": files.label(name),
+        "charts": ([held_out] if held_out else []) + charts,
+        "details": [chart for curve in DETAIL_CURVES if (chart := _curve_chart(curve, rows))],
+        "points": _points(rows, curves),
+        "is_practice": held_out is not None or any("reward" in row for row in rows),
+    }
+
+
+def _parts(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """The parts of the reward, accuracy and format first; a single part is the reward itself."""
+    names = {key.removeprefix("reward/") for row in rows for key in row if key.startswith("reward/")}
+    if len(names) < 2:
+        return []
+    first = [name for name in ("accuracy", "format") if name in names]
+    return [(f"reward/{name}", name) for name in [*first, *sorted(names - {*first})]][: _NUM_COLOURS - 1]
+
+
+def _points(rows: Sequence[Row], curves: Sequence[Curve]) -> dict[str, Any]:
+    """A few rows for the Markdown report, which has no curves."""
+    if not rows:
+        return {"steps": [], "rows": []}
+    last = len(rows) - 1
+    indices = sorted({round(i * last / (_NUM_MARKDOWN_POINTS - 1)) for i in range(_NUM_MARKDOWN_POINTS)})
+    shown = [rows[i] for i in indices]
+    keys = [(key, curve.share) for curve in curves for key, _ in curve.metrics]
+    cells = [
+        (key, [number(row[key], share) if row.get(key) is not None else "–" for row in shown])
+        for key, share in keys
+        if any(row.get(key) is not None for row in shown)
+    ]
+    return {"steps": [row["step"] for row in shown], "rows": cells}
 
 
 def _pass_chart(rows: Sequence[Row]) -> Chart | None:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from melete.report.charts import PERCENT, number
+from melete.report.charts import number
+from melete.report.exam import exam_of
 from melete.report.files import Row, RunFiles
+from melete.report.measures import cell, is_graded, largest_k
+from melete.report.words import attempts
 
 _SURE = 3.0
 """Standard errors from which on a difference is called more than chance."""
@@ -22,77 +25,32 @@ class Card(NamedTuple):
     after: str
 
 
-class TableRow(NamedTuple):
-    """A metric over all evaluations: its name in the files, what it means, and each value with its interval."""
-
-    metric: str
-    meaning: str
-    cells: Sequence[tuple[str, str]]
-
-
-TABLE = (
-    ("pass@1", "attempts that are right", "share"),
-    ("pass@16", "problems with at least one right attempt in 16", "share"),
-    ("maj@16", "problems whose most frequent answer of 16 is right", "share"),
-    ("share_thinking", "attempts with a thought", "share"),
-    ("accuracy_with_thought", "right, when it thought", "share"),
-    ("accuracy_without_thought", "right, when it did not", "share"),
-    ("format_share", "attempts with the tags in order", "share"),
-    ("length_mean", "mean length in tokens", "number"),
-    ("length_p95", "length that 95 % stay below", "number"),
-    ("truncated_share", "attempts cut off at the limit", "share"),
-    ("reflection_per_1k", "words of reflection per 1,000 tokens", "number"),
-    ("reflection_share", "attempts with at least one such word", "share"),
-    ("reflection_long_per_1k", "phrases of the longer list per 1,000 tokens", "number"),
-)
-CARDS = (
-    ("Right answers", "pass@1"),
-    ("By majority of 16", "maj@16"),
-    ("Thinks first", "share_thinking"),
-    ("Tokens", "length_mean"),
-)
+def content(files: RunFiles) -> dict[str, Any] | None:
+    """The section of a run that was measured before and after, or not at all."""
+    if exam_of(files) or any(entry.get("comparison") or entry.get("runs") for entry in files.entries):
+        return None
+    evaluations = files.evaluations()
+    base, final = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
+    return {
+        "trained": [text for stage in files.stages() if (text := what_was_trained(files, stage))],
+        "could": what_the_base_could_do(base) if base.get("pass@1") is not None else [],
+        "changed": what_changed(base, final) if len(evaluations) > 1 else [],
+    }
 
 
 def cards(evaluations: Sequence[Row]) -> list[Card]:
     """Before and after, for the four numbers that tell most."""
     if not evaluations:
         return []
-    first, last = evaluations[0], evaluations[-1]
+    first, last, k = evaluations[0], evaluations[-1], largest_k(evaluations)
+    wanted = [("Score", "score")] if is_graded(first) or is_graded(last) else []
+    wanted += [("Right answers", "pass@1"), (f"By majority of {k}", f"maj@{k}")]
+    wanted += [("Thinks first", "share_thinking"), ("Tokens", "length_mean")]
     return [
         Card(label, metric, cell(first, metric), cell(last, metric))
-        for label, metric in CARDS
-        if first.get(metric) is not None and last.get(metric) is not None
+        for label, metric in wanted
+        if first.get(metric) is not None and last.get(metric) is not None and (first[metric] or last[metric])
     ]
-
-
-def table(evaluations: Sequence[Row]) -> list[TableRow]:
-    """Every metric that at least one evaluation has."""
-    return [
-        TableRow(metric, meaning, [(cell(e, metric), interval(e, metric)) for e in evaluations])
-        for metric, meaning, _ in TABLE
-        if any(e.get(metric) is not None for e in evaluations)
-    ]
-
-
-def cell(evaluation: Row, metric: str, *, with_interval: bool = False) -> str:
-    """A number for people, with its interval where there is one."""
-    value = evaluation.get(metric)
-    if value is None:
-        return "–"
-    bounds = interval(evaluation, metric) if with_interval else ""
-    return f"{number(value, _is_share(metric))} {bounds}".strip()
-
-
-def interval(evaluation: Row, metric: str) -> str:
-    """The interval of a metric in the unit of its value, or nothing."""
-    low, high = evaluation.get(f"{metric}/low"), evaluation.get(f"{metric}/high")
-    if low is None or high is None:
-        return ""
-    return f"[{', '.join(number(bound, _is_share(metric)).removesuffix(PERCENT) for bound in (low, high))}]"
-
-
-def _is_share(metric: str) -> bool:
-    return any(name == metric and kind == "share" for name, _, kind in TABLE)
 
 
 def what_was_trained(files: RunFiles, stage: str) -> str:
@@ -102,11 +60,13 @@ def what_was_trained(files: RunFiles, stage: str) -> str:
         return ""
     task = (s.get("task") or {}).get("name", "the task")
     parts = ", ".join(f"{name} × {number(weight)}" for name, weight in sorted((s.get("rewards") or {}).items()))
+    than = "the others at the same problem" if s.get("group_size", 1) > 1 else "was expected"
+    by = "A model that was trained on preferences" if s.get("reward_models") else "A program"
     return (
         f"The model “{s.get('model')}” was trained for {s.get('num_steps')} steps with the algorithm"
-        f" “{s.get('algorithm')}”. In each step it wrote {s.get('group_size')} attempts at each of"
-        f" {s.get('prompts_per_step')} problems of the task “{task}”. A program, not a person, marked every attempt"
-        f" ({parts}). Attempts that earned more than the others at the same problem became more likely, the rest less"
+        f" “{s.get('algorithm')}”. In each step it wrote {attempts(s)} at each of"
+        f" {s.get('prompts_per_step')} problems of the task “{task}”. {by}, not a person, marked every attempt"
+        f" ({parts}). Attempts that earned more than {than} became more likely, the rest less"
         " likely. Nobody showed the model a solution during this training."
     )
 
@@ -121,10 +81,11 @@ def what_the_base_could_do(base: Row) -> list[str]:
             line += f"; with a thought {cell(base, 'accuracy_with_thought')} were right"
             line += f", without {cell(base, 'accuracy_without_thought')}"
         found.append(line + ".")
-    if base.get("maj@16") is not None and base.get("pass@16") is not None:
+    k = largest_k([base])
+    if k > 1:
         found.append(
-            f"Asked 16 times, it found a right answer at least once for {cell(base, 'pass@16')} of the problems, and"
-            f" its most frequent answer was right for {cell(base, 'maj@16')}. What it can do now and then is what"
+            f"Asked {k} times, it found a right answer at least once for {cell(base, f'pass@{k}')} of the problems, and"
+            f" its most frequent answer was right for {cell(base, f'maj@{k}')}. What it can do now and then is what"
             " reinforcement learning has to build on."
         )
     return found
@@ -138,22 +99,6 @@ def what_changed(base: Row, final: Row) -> list[str]:
     if None not in (base.get("length_mean"), final.get("length_mean")):
         found.append(_moved("The mean length in tokens", base, final, "length_mean", 0.05 * base["length_mean"]))
     return found
-
-
-def reflection_verdict(base: Row, final: Row) -> str:
-    """What became of the words of reflection, and what may and may not be concluded."""
-    before, after = base.get("reflection_per_1k"), final.get("reflection_per_1k")
-    if before is None or after is None:
-        return ""
-    sentence = (
-        f"The base already wrote {number(before)} of these words per 1,000 tokens before any training of this kind;"
-        f" after training it writes {number(after)}."
-    )
-    if after > 1.2 * before:
-        return sentence + " They grew more frequent. Whether they help is another question: compare the transcripts."
-    if after < before / 1.2 and (final.get("pass@1") or 0.0) > (base.get("pass@1") or 0.0):
-        return sentence + " They fell while accuracy rose: this run got better without more reflection of this kind."
-    return sentence + (" They fell." if after < before / 1.2 else " That is about the same.")
 
 
 def control_verdict(control: Mapping[str, Any]) -> str:

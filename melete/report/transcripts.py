@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from melete.evaluation.reflection import R1_WORDS
+from melete.evaluation.transcripts import RULE
+from melete.report.files import Row, RunFiles
 
 _TAG = re.compile(r"(</?think>|</?answer>)")
 _WORD = re.compile(rf"(?<!\w)({'|'.join(R1_WORDS)})(?!\w)", re.IGNORECASE)
@@ -21,6 +23,24 @@ class Segment(NamedTuple):
     @property
     def text(self) -> str:
         return "".join(text for text, _ in self.pieces)
+
+
+def content(files: RunFiles) -> dict[str, Any] | None:
+    """The same problems before and after a stage."""
+    entries = files.transcripts()
+    return {"entries": [_entry(entry) for entry in entries], "rule": RULE} if entries else None
+
+
+def group(files: RunFiles) -> dict[str, Any] | None:
+    """A group of attempts with unlike rewards."""
+    rows = one_group(files.rollouts)
+    stage = files.label(rows[0]["stage"]) if rows and len(files.planned()) > 1 else ""
+    return {"rows": rows, "stage": stage} if rows else None
+
+
+def _entry(entry: Row) -> dict[str, Any]:
+    sides = {side: {**entry[side], "segments": segments(entry[side]["text"])} for side in ("before", "after")}
+    return {**entry, **sides}
 
 
 def segments(text: str) -> list[Segment]:

@@ -77,6 +77,10 @@ def _reasoning_steps(context: RewardContext, *, enough: int = 3) -> AnyReward:
     return reasoning_steps(enough=enough, thought_opened=context.thought_opened)
 
 
+def _language(context: RewardContext, *, wordless: float = 0.0) -> AnyReward:
+    return language_consistency(wordless=wordless, thought_opened=context.thought_opened)
+
+
 def _overlong(context: RewardContext, *, cache_share: float = 0.2) -> AnyReward:
     return soft_overlong(context.max_new_tokens, cache_share=cache_share)
 
@@ -108,7 +112,7 @@ REWARDS: dict[str, Callable[..., AnyReward]] = {
     "cosine_length": _cosine_length,
     "format": lambda context: format_tags(thought_opened=context.thought_opened),
     "format_with_thought": lambda context: format_tags(thought_required=True, thought_opened=context.thought_opened),
-    "language": lambda context: language_consistency(thought_opened=context.thought_opened),
+    "language": _language,
     "length": lambda context: length_penalty(_right(context)),
     "math": _math,
     "overlong": _overlong,

@@ -134,21 +134,27 @@ def repetition_penalty(*, size: int = 3, max_penalty: float = -1.0) -> RewardFun
     return reward
 
 
-def language_consistency(*, thought_opened: bool = False) -> RewardFunction:
+def language_consistency(*, wordless: float = 0.0, thought_opened: bool = False) -> RewardFunction:
     """The share of the thought's words in the language of the question (DeepSeek-R1's language consistency reward).
 
     The language is `problem.meta["language"]` (such as "en"), else guessed from the last message; where that says
     nothing, or speaks a language without a list here, only the script is judged. Code, formulas and numbers are left
-    out. 0 for a thought that is missing, empty or without any words, and for one that never ends: not to write must not
-    be the way to full marks. See `melete.text.language` for what is told apart. Raises `ValueError` for a `language`
-    that is no code of two letters.
+    out. 0 for a thought that is missing or empty, and for one that never ends: not to write must not be the way to full
+    marks. A thought without any words gets `wordless`: at 0 a model of arithmetic is paid for words as such, and may
+    write them in any language. See `melete.text.language` for what is told apart. Raises `ValueError` for a `language`
+    that is no code of two letters, and for a `wordless` outside 0 to 1.
     """
+
+    if not 0 <= wordless <= 1:
+        raise ValueError(f"wordless must be 0 to 1, not {wordless}")
 
     def reward(rollout: Rollout) -> float:
         thought = _thought(rollout.text, thought_opened)
         language = _language_of(rollout)
-        share = language_share(thought, language) if thought else None
-        return 0.0 if share is None else share
+        if not thought:
+            return 0.0
+        share = language_share(thought, language)
+        return wordless if share is None else share
 
     return reward
 

@@ -2,8 +2,9 @@
 
 recipe.json     the resolved recipe            metrics.jsonl   deterministic numbers, one row per step
 summary.json    what the report is made of     timings.jsonl   seconds, which differ from run to run
-checkpoints/    to continue from               rollouts.jsonl  sampled completions with their reward parts
-models/         trained models, Hugging Face format
+stages/         a record of each stage         rollouts.jsonl  sampled completions with their reward parts
+checkpoints/    to continue from               evaluations/    what was written on held-out problems
+models/         trained models                 data/           data sets that stages made
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +24,8 @@ from melete.runs.atomic import json_text, remove_unfinished, write_atomically, w
 METRICS, TIMINGS, ROLLOUTS = "metrics.jsonl", "timings.jsonl", "rollouts.jsonl"
 LOGS = (METRICS, TIMINGS, ROLLOUTS)
 LOCK = ".lock"
+ARTEFACTS = ("models", "data")  # one model directory or data file for each stage that makes one
+OF_A_STAGE = ("checkpoints", "evaluations")  # what a stage keeps besides, in a directory of its own name
 
 
 class RunDirectory:
@@ -30,14 +35,16 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.models = path / "models"
+        self._counts: dict[str, Counter[str]] = {}
         self._lock = lock
 
     @classmethod
     def create_or_open(cls, path: str | Path, recipe: Mapping[str, Any]) -> RunDirectory:
-        """Makes the directory, or opens the one that the same recipe made, and locks it.
+        """Makes the directory, or opens the one that a recipe of the same name made, and locks it.
 
-        Raises `RunError` when it cannot be written, another process holds it, or another recipe made it; nothing
-        already there is touched in any of these cases.
+        A recipe that is there stays as it is until `update_recipe`. Raises `RunError` when the directory cannot be
+        written, another process holds it, or another recipe made it; nothing already there is touched in any of these
+        cases.
         """
         path = Path(path)
         with writing(path):
@@ -51,18 +58,24 @@ class RunDirectory:
         return run
 
     def _adopt(self, recipe: Mapping[str, Any]) -> None:
-        resolved = json_text(recipe, indent=2) + "\n"
         file = self.path / "recipe.json"
         if file.exists():
-            _refuse_another(file, json.loads(resolved))
+            _refuse_another(file, recipe)
         else:
-            write_atomically(file, resolved)
-        remove_unfinished(self.path)
+            write_atomically(file, json_text(recipe, indent=2) + "\n")
+        for place in (".", "stages", *ARTEFACTS):
+            remove_unfinished(self.path / place)
         with writing(self.path):
             self.checkpoints.mkdir(exist_ok=True)
             self.models.mkdir(exist_ok=True)
             for name in LOGS:
                 _end_on_whole_row(self.path / name)
+
+    def update_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """Keeps the recipe as it is now, if any setting of it has changed."""
+        resolved = json_text(recipe, indent=2) + "\n"
+        if (self.path / "recipe.json").read_text(encoding="utf-8") != resolved:
+            write_atomically(self.path / "recipe.json", resolved)
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -94,28 +107,31 @@ class RunDirectory:
         """The rows logged so far."""
         return list(read_rows(self.path / METRICS))
 
-    def marks(self) -> dict[str, int]:
-        """How long each log is now, on the disk for certain: put this into a checkpoint, to `rewind` to."""
+    def marks(self, stage: str) -> dict[str, int]:
+        """How many rows each log has of `stage`, on the disk for certain: put this into a checkpoint, to `rewind` to.
+
+        Rows are counted by stage, so that nothing changes when another stage is made again and its rows move.
+        """
         marks = {}
         for name in LOGS:
             file = self.path / name
             with writing(file), file.open("ab") as log:
                 os.fsync(log.fileno())
-                marks[name] = log.tell()
+            marks[name] = self._num_rows(name)[stage]
         return marks
 
-    def rewind(self, marks: Mapping[str, int]) -> None:
-        """Cuts every log back to where it was when `marks` were taken: what came later will be done again."""
-        for name, size in marks.items():
-            file = self.path / name
-            with writing(file), file.open("ab") as log:
-                if log.tell() < size:
-                    raise RunError(
-                        f"{name} is shorter ({log.tell()} bytes) than the checkpoint says ({size})",
-                        place=str(file),
-                        remedy="rows were lost: delete this run directory and start again",
-                    )
-                log.truncate(size)
+    def rewind(self, stage: str, marks: Mapping[str, int]) -> None:
+        """Drops the rows of `stage` that came after `marks` were taken, from every log: they will be made again."""
+        for name, num_rows in marks.items():
+            found = self._num_rows(name)[stage]
+            if found < num_rows:
+                raise RunError(
+                    f"{name} has fewer rows of {stage} ({found}) than the checkpoint says ({num_rows})",
+                    place=str(self.path / name),
+                    remedy=f"rows were lost: make the stage again with --from {stage}",
+                )
+            if found > num_rows:
+                self._keep(name, _first_rows(stage, num_rows))
 
     def truncate_metrics(self, stage: str, step: int) -> None:
         """Drops the rows of `stage` from `step` on from every log; rows of other stages stay.
@@ -129,14 +145,40 @@ class RunDirectory:
         for name in LOGS:
             self._keep(name, stays)
 
+    def sort_logs(self, stages: Sequence[str]) -> None:
+        """Brings the rows into the order of `stages`, where a stage that was made again has put its own last."""
+        order = {stage: number for number, stage in enumerate(stages)}
+        for name in LOGS:
+            rows = list(_lines(self.path / name))
+            in_order = sorted(rows, key=lambda row: order.get(row[1].get("stage", ""), len(order)))
+            if in_order != rows:
+                write_atomically(self.path / name, "".join(line for line, _ in in_order))
+
+    def forget(self, stage: str) -> None:
+        """Drops all that is left of an earlier making of `stage` but what it made, which stays until it is replaced."""
+        for place in OF_A_STAGE:
+            shutil.rmtree(self.path / place / stage, ignore_errors=True)
+        self.truncate_metrics(stage, 0)
+
+    def forget_runs(self, stage: str) -> None:
+        """Drops the runs within this run that a comparison has made; else they are continued, as runs are."""
+        shutil.rmtree(self.path / "compare" / stage, ignore_errors=True)
+
     def _keep(self, name: str, stays: Callable[[Mapping[str, Any]], bool]) -> None:
-        file = self.path / name
-        rows = list(read_rows(file))
-        kept = [row for row in rows if stays(row)]
+        rows = list(_lines(self.path / name))
+        kept = [(line, row) for line, row in rows if stays(row)]
         if len(kept) < len(rows):
-            write_atomically(file, "".join(json_text(row) + "\n" for row in kept))
+            write_atomically(self.path / name, "".join(line for line, _ in kept))
+            self._counts.pop(name, None)
+
+    def _num_rows(self, name: str) -> Counter[str]:
+        """Rows of each stage in a log, counted once and then kept up to date."""
+        if name not in self._counts:
+            self._counts[name] = Counter(row.get("stage", "") for row in read_rows(self.path / name))
+        return self._counts[name]
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        rows = list(rows)
         data = "".join(json_text(row) + "\n" for row in rows).encode(errors="replace")
         file = self.path / name
         with writing(file), open(file, "ab", buffering=0) as log:
@@ -148,10 +190,29 @@ class RunDirectory:
             except BaseException:
                 log.truncate(size)  # a full disk must not leave half a row
                 raise
+        if name in self._counts:
+            self._counts[name].update(row.get("stage", "") for row in rows)
+
+
+def _first_rows(stage: str, count: int) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a row stays, asked of one after the other: of `stage` the first `count`, of others all."""
+    seen = 0
+
+    def stays(row: Mapping[str, Any]) -> bool:
+        nonlocal seen
+        seen += row.get("stage") == stage
+        return row.get("stage") != stage or seen <= count
+
+    return stays
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a `.jsonl` file; none when it is missing. A last line without its end was cut off and is left out."""
+    yield from (row for _, row in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each whole line, as it stands and as a row."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as file:
@@ -159,7 +220,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith("\n"):
                 return
             try:
-                yield json.loads(line)
+                yield line, json.loads(line)
             except ValueError as error:
                 remedy = "restore the file, or delete this run directory and start again"
                 raise RunError(f"line {number} is not JSON: {error}", place=str(path), remedy=remedy) from error
@@ -202,10 +263,10 @@ def _refuse_another(file: Path, recipe: Mapping[str, Any]) -> None:
     except (OSError, ValueError) as error:
         remedy = "restore the file, or choose another directory for the run"
         raise RunError(f"the recipe of this run cannot be read: {error}", place=str(file), remedy=remedy) from error
-    changes = list(differences(made_by, recipe))
-    if changes:
+    was, now = (found.get("name") if isinstance(found, Mapping) else None for found in (made_by, recipe))
+    if was != now:
         raise RunError(
-            "another recipe made this run directory: " + "; ".join(changes[:3]) + (" ..." if len(changes) > 3 else ""),
+            f"another recipe made this run directory: its name is {was!r}, not {now!r}",
             place=str(file),
             remedy="choose another directory for this run, or delete this one",
         )

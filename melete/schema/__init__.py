@@ -11,6 +11,8 @@ rl.py           reinforcement learning, and the comparison of its algorithms
 curation.py     data out of samples and out of other data
 writing.py      data without learning: written demonstrations, labels of safety
 preferences.py  pairs, reward models, DPO and its family
+evaluation.py   several models on several tasks
+replicate.py    another recipe with several seeds and arms
 health.py       limits of the signs of ill health, and the check before training
 recipe.py       the list of stages
 """
@@ -25,11 +27,13 @@ from melete.schema.base import (
     TrainingStage,
 )
 from melete.schema.curation import MixStage, ReadableSettings, RejectStage
+from melete.schema.evaluation import EvaluateStage, ExamTask
 from melete.schema.health import HealthSettings, SupportSettings
 from melete.schema.imitation import DistillStage, SFTStage
 from melete.schema.preferences import PairsStage, PreferenceStage, RewardModelStage
 from melete.schema.pretrain import PretrainStage
 from melete.schema.recipe import STAGE_KINDS, AnyStage, Recipe
+from melete.schema.replicate import Arm, ReplicateStage
 from melete.schema.rewards import JudgePart, RewardModelPart, RewardPartSettings
 from melete.schema.rl import CompareStage, CriticSettings, LateTask, RLStage
 from melete.schema.writing import LabelsStage, WriteStage
@@ -38,10 +42,13 @@ __all__ = [
     "BUNDLED_MODELS",
     "STAGE_KINDS",
     "AnyStage",
+    "Arm",
     "CompareStage",
     "CriticSettings",
     "DistillStage",
+    "EvaluateStage",
     "EvaluationSettings",
+    "ExamTask",
     "HealthSettings",
     "JudgePart",
     "LabelsStage",
@@ -55,6 +62,7 @@ __all__ = [
     "ReadableSettings",
     "Recipe",
     "RejectStage",
+    "ReplicateStage",
     "RewardModelPart",
     "RewardModelStage",
     "RewardPartSettings",

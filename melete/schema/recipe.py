@@ -8,9 +8,11 @@ from pydantic import Field
 
 from melete.schema.base import Name, Seed, Settings, Stage
 from melete.schema.curation import MixStage, RejectStage
+from melete.schema.evaluation import EvaluateStage
 from melete.schema.imitation import DistillStage, SFTStage
 from melete.schema.preferences import PairsStage, PreferenceStage, RewardModelStage
 from melete.schema.pretrain import PretrainStage
+from melete.schema.replicate import ReplicateStage
 from melete.schema.rl import CompareStage, RLStage
 from melete.schema.writing import LabelsStage, WriteStage
 
@@ -26,7 +28,9 @@ AnyStage: TypeAlias = Annotated[
     | WriteStage
     | LabelsStage
     | RejectStage
-    | MixStage,
+    | MixStage
+    | EvaluateStage
+    | ReplicateStage,
     Field(discriminator="kind"),
 ]
 STAGE_KINDS: dict[str, type[Stage]] = {
@@ -42,6 +46,8 @@ STAGE_KINDS: dict[str, type[Stage]] = {
     "labels": LabelsStage,
     "reject": RejectStage,
     "mix": MixStage,
+    "evaluate": EvaluateStage,
+    "replicate": ReplicateStage,
 }
 
 

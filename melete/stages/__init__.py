@@ -15,6 +15,9 @@ preference.py    pairs, DPO and its family
 writing.py       written demonstrations, labels of safety
 reject.py        rejection sampling
 mix.py           data sets joined in proportions
+evaluate.py      several models on several tasks
+replicate.py     another recipe with several seeds and arms, and its claims
+sub_runs.py      recipes within a recipe, in processes of their own
 compare.py       several algorithms side by side
 """
 
@@ -23,11 +26,13 @@ from typing import Any
 
 from melete.stages.compare import run_compare
 from melete.stages.context import Interrupted, StageContext
+from melete.stages.evaluate import run_evaluate
 from melete.stages.imitation import run_distill, run_sft
 from melete.stages.mix import run_mix
 from melete.stages.preference import run_pairs, run_preference
 from melete.stages.pretrain import run_pretrain
 from melete.stages.reject import run_reject
+from melete.stages.replicate import run_replicate
 from melete.stages.reward_model import run_reward_model
 from melete.stages.rl import run_rl
 from melete.stages.writing import run_labels, run_write
@@ -45,6 +50,8 @@ RUNNERS: Mapping[str, Callable[[Any, StageContext], dict[str, Any]]] = {
     "labels": run_labels,
     "reject": run_reject,
     "mix": run_mix,
+    "evaluate": run_evaluate,
+    "replicate": run_replicate,
 }
 
 __all__ = ["RUNNERS", "Interrupted", "StageContext"]

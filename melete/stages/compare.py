@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import math
-import multiprocessing
-import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from melete.runs.atomic import json_text, write_atomically
 from melete.schema import CompareStage, Recipe, RLStage
-from melete.stages.context import Interrupted, StageContext
+from melete.stages.context import StageContext
+from melete.stages.sub_runs import SubRun, run_all
 
 FIELDS_OF_ITS_OWN = ("kind", "algorithms", "settings_of", "seeds", "num_workers", "algorithm", "algorithm_settings")
 SIDE = "rl"  # the one stage of each single run
@@ -69,48 +67,17 @@ def run_compare(stage: CompareStage, context: StageContext) -> dict[str, Any]:
 
 
 def _run_all(stage: CompareStage, root: Path, jobs: Sequence[tuple[str, int]], context: StageContext) -> None:
-    recipes = {_name(*job): single_recipe(stage, *job) for job in jobs}
+    runs = {_name(*job): SubRun(_name(*job), single_recipe(stage, *job), root / _name(*job)) for job in jobs}
+    job_of = {_name(*job): job for job in jobs}
     root.mkdir(parents=True, exist_ok=True)
-    for name, recipe in recipes.items():
-        write_atomically(root / f"{name}.json", json_text(recipe.as_dict(), indent=2) + "\n")
-    spawned = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with _one_thread_each(), ProcessPoolExecutor(stage.num_workers, mp_context=spawned) as workers:
-        futures = {workers.submit(context.run_recipe, recipes[_name(*job)], root / _name(*job)): job for job in jobs}
-        try:
-            for done, future in enumerate(_as_they_end(futures, context), 1):
-                future.result()
-                context.view.step(stage.name, done, _shown(root, *futures[future]), None)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            for process in list(workers._processes.values()):  # what runs is saved up to its last checkpoint
-                process.terminate()
-            raise
+    for name, run in runs.items():
+        write_atomically(root / f"{name}.json", json_text(run.recipe.as_dict(), indent=2) + "\n")
+    num_done = itertools.count(1)
 
+    def on_end(run: SubRun) -> None:
+        context.view.step(stage.name, next(num_done), _shown(root, *job_of[run.name]), None)
 
-def _as_they_end(futures: Iterable[Future[None]], context: StageContext) -> Iterator[Future[None]]:
-    waiting = set(futures)
-    while waiting:
-        ended, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-        if context.should_stop():
-            raise Interrupted
-        yield from ended
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Worker processes read these variables when they load torch."""
-    names = ("MELETE_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    run_all(list(runs.values()), stage.num_workers, context, on_end)
 
 
 def _name(algorithm: str, seed: int) -> str:

@@ -3,41 +3,17 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from fabricate import HOSTILE, write_run
+from html_page import Page, outside_of_blocks
 
 from melete.errors import RunError
 from melete.report import build_report
-from melete.report.story import reflection_verdict, standard_errors
+from melete.report.reflecting import verdict
+from melete.report.story import standard_errors
 from melete.report.transcripts import one_group, segments
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes, and the text between them; void and SVG elements need no end."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.open = "", []
-        self.feed(source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in {"meta", "br"}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +59,7 @@ def test_what_a_model_wrote_stays_text(page: Page) -> None:
 
 
 def test_in_markdown_a_completion_cannot_leave_its_block(run: Path) -> None:
-    outside, fence = [], ""
-    for line in (run / "report.md").read_text().splitlines():
-        if not fence and line.startswith("```"):
-            fence = re.match("`+", line)[0]  # type: ignore[index]
-        elif fence and line == fence:
-            fence = ""
-        elif not fence:
-            outside.append(line)
-    assert not fence
-    assert not re.search(r"<(script|img)", "\n".join(outside))
+    assert not re.search(r"<(script|img)", outside_of_blocks((run / "report.md").read_text()))
     assert HOSTILE in (run / "report.md").read_text()
 
 
@@ -203,5 +170,5 @@ def test_standard_errors_come_back_from_the_intervals() -> None:
     ("after", "said"), [(9.0, "more frequent"), (3.0, "about the same"), (1.0, "fell while accuracy rose")]
 )
 def test_reflection_is_reported_as_it_came_out(after: float, said: str) -> None:
-    verdict = reflection_verdict({"reflection_per_1k": 3.0, "pass@1": 0.4}, {"reflection_per_1k": after, "pass@1": 0.8})
-    assert said in verdict and "3 of these words" in verdict
+    told = verdict({"reflection_per_1k": 3.0, "pass@1": 0.4}, {"reflection_per_1k": after, "pass@1": 0.8})
+    assert said in told and "3 of these words" in told

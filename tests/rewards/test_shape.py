@@ -200,6 +200,15 @@ def test_language_consistency_is_the_share_of_the_thoughts_words(
     assert low <= language_consistency()(rollout(text, **meta)) <= high
 
 
+def test_a_thought_without_words_gets_what_the_setting_says_and_none_gets_nothing():
+    reward = language_consistency(wordless=1.0)
+    assert reward(rollout("<think>3+5=8</think>8")) == 1.0
+    assert reward(rollout("<think></think>8")) == reward(rollout("8")) == 0.0
+    assert reward(rollout(f"<think>{ES}</think>8")) < 0.5
+    with pytest.raises(ValueError, match="wordless must be 0 to 1, not 2"):
+        language_consistency(wordless=2.0)
+
+
 def test_language_consistency_where_the_template_opened_the_thought():
     assert language_consistency(thought_opened=True)(rollout(f"{EN}</think>7")) == 1.0
     assert language_consistency(thought_opened=True)(rollout(EN)) == 0.0

@@ -1,0 +1,132 @@
+"""A recipe as a graph: the model on disk that a stage's model goes back to, and how large a data set will be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+
+class NotEstimated(Exception):
+    """Why there is no estimate; never a reason to stop a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A source of prompts and completions: problems of a task, demonstrations written by program, or a file."""
+
+    kind: Literal["task", "written", "file"]
+    name: str
+    settings: str = "{}"
+
+    @classmethod
+    def of_task(cls, task: Any) -> Text:
+        return cls("task", task.name, json.dumps(task.own_settings(), sort_keys=True))
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind} {self.name} {self.settings}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of a data set that are alike: what they are about, who writes them, and how many texts a row holds."""
+
+    num_rows: float
+    text: Text
+    writer: str | None = None
+    max_new_tokens: int | None = None
+    texts_per_row: int = 1
+
+
+class Graph:
+    """The stages of a recipe by name."""
+
+    def __init__(self, stages: Sequence[Any]) -> None:
+        self.stages = {stage.name: stage for stage in stages}
+
+    def origin(self, model: str) -> str:
+        """The model on disk, or the pre-training stage, whose size and speed `model` has."""
+        passed = set()
+        while model in self.stages and model not in passed:
+            passed.add(model)
+            stage = self.stages[model]
+            if stage.kind == "pretrain":
+                break
+            model = getattr(stage, "model", model)
+        return model
+
+    def is_new(self, origin: str) -> bool:
+        """Whether the model is not on disk yet: a stage makes it from nothing."""
+        return origin in self.stages
+
+    def parts(self, data: str) -> list[Part]:
+        """What a data set will hold, at most: how much a filter keeps is not known before.
+
+        Raises `NotEstimated` for data of which nothing is known.
+        """
+        if data not in self.stages:
+            path = Path(data)
+            num_lines = _num_lines(path)
+            text = Text("file", data, json.dumps({"bytes": path.stat().st_size}))  # another content, another text
+            return [Part(num_lines, text, texts_per_row=_texts_per_row(path))]
+        return list(self._made(self.stages[data]))
+
+    def _made(self, stage: Any) -> Iterator[Part]:
+        if stage.kind == "mix":
+            yield from self._mixed(stage)
+        elif stage.kind == "write":
+            yield from (Part(count, Text("written", name)) for name, count in stage.rows.items())
+        elif hasattr(stage, "num_prompts") and hasattr(stage, "task"):
+            pairs = stage.kind == "pairs"
+            most = getattr(stage, "samples_per_prompt", 1)
+            per_prompt = stage.pairs_per_prompt if pairs else min(getattr(stage, "keep_per_prompt", most), most)
+            num_rows = stage.num_prompts * per_prompt
+            num_rows = min(num_rows, getattr(stage, "max_rows", 0) or num_rows)
+            text = Text.of_task(stage.task)
+            yield Part(num_rows, text, stage.model, stage.max_new_tokens, 2 if pairs else 1)
+        else:
+            raise NotEstimated(f"how much data {stage.name} makes is not known")
+
+    def _mixed(self, stage: Any) -> Iterator[Part]:
+        parts = {name: self.parts(name) for name in stage.parts}
+        sizes = {name: sum(part.num_rows for part in found) for name, found in parts.items()}
+        weights = sum(stage.parts.values())
+        # the part that is used up first decides
+        whole = min(sizes[name] * weights / weight for name, weight in stage.parts.items())
+        total = getattr(stage, "num_rows", 0) or whole
+        for name, weight in stage.parts.items():
+            share = total * weight / weights / max(sizes[name], 1)
+            yield from (replace(part, num_rows=part.num_rows * share) for part in parts[name])
+
+
+def num_rows(parts: Sequence[Part]) -> int:
+    return round(sum(part.num_rows for part in parts))
+
+
+def _num_lines(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    except OSError as error:
+        raise NotEstimated(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _texts_per_row(path: Path) -> int:
+    """Two for pairs, the length of a ranking, else one; by the first row."""
+    row = next(first_rows(path, 1), {})
+    return 2 if "chosen" in row else max(len(row.get("completions", ())), 1)
+
+
+def first_rows(path: Path, count: int) -> Iterator[Mapping[str, Any]]:
+    """The first `count` rows of a .jsonl file that can be read."""
+    with path.open(encoding="utf-8") as file:
+        for _, line in zip(range(count), file, strict=False):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, Mapping):
+                yield row
