@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 .PHONY: run test lint clean
 
 run: $(VENV)/.installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/melete run r1-zero-tiny
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/melete run r1-tiny
 
 test: $(VENV)/.installed-test
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest

@@ -43,7 +43,8 @@ LIBRARIES = ("melete", "torch", "transformers", "tokenizers", "safetensors", "nu
 def run_quietly(recipe: Recipe, run_dir: Path) -> None:
     """Runs a recipe without a word; what it did is in the files of the run. One stage alone has no report."""
     with View([stage.name for stage in recipe.stages], True, console=Console(file=io.StringIO())) as view:
-        run_recipe(recipe, run_dir, view=view, command=f"melete run {run_dir.name}.json", with_report=len(recipe.stages) > 1)
+        command, with_report = f"melete run {run_dir.name}.json", len(recipe.stages) > 1
+        run_recipe(recipe, run_dir, view=view, command=command, with_report=with_report)
 
 
 def run_recipe(
@@ -145,23 +146,27 @@ def _write_summary(recipe: Recipe, run: RunDirectory, command: str) -> None:
 
 def what_was_learnt(entries: Sequence[Mapping[str, Any]]) -> str:
     """One line about the last stage that can tell: held-out success before and after, or what was compared."""
-    for entry in reversed(entries):
-        evaluations = entry.get("evaluations", ())
-        if len(evaluations) >= 2:
-            return _change(evaluations[0], evaluations[-1])
-        if checkpoints := entry.get("checkpoints"):
-            return _examined(checkpoints)
-        if claims := entry.get("claims"):
-            return f"{sum(claim['verdict'] == 'holds' for claim in claims)} of {len(claims)} claims hold"
-        if rows := entry.get("comparison"):
-            best = max(rows, key=lambda row: row["gain_mean"])
-            gains = f"{best['algorithm']} gained most in held-out pass@1 ({best['gain_mean']:+.2f})"
-            return f"{gains}, the median of {len(rows)} algorithms {_median(rows):+.2f}"
-        if measured := entry.get("held_out"):
-            return ", ".join(f"{name} {value:.2f}" for name, value in measured.items() if name != "num_rows")
-        if "num_rows" in entry:
-            return f"{entry['num_rows']} rows written"
-    return "no evaluation to compare"
+    return next((told for entry in reversed(entries) if (told := _told(entry))), "no evaluation to compare")
+
+
+def _told(entry: Mapping[str, Any]) -> str:
+    told = ""
+    evaluations = entry.get("evaluations", ())
+    if len(evaluations) >= 2:
+        told = _change(evaluations[0], evaluations[-1])
+    elif checkpoints := entry.get("checkpoints"):
+        told = _examined(checkpoints)
+    elif claims := entry.get("claims"):
+        told = f"{sum(claim['verdict'] == 'holds' for claim in claims)} of {len(claims)} claims hold"
+    elif rows := entry.get("comparison"):
+        best = max(rows, key=lambda row: row["gain_mean"])
+        gains = f"{best['algorithm']} gained most in held-out pass@1 ({best['gain_mean']:+.2f})"
+        told = f"{gains}, the median of {len(rows)} algorithms {_median(rows):+.2f}"
+    elif measured := entry.get("held_out"):
+        told = ", ".join(f"{name} {value:.2f}" for name, value in measured.items() if name != "num_rows")
+    elif "num_rows" in entry and entry.get("data"):
+        told = f"{entry['num_rows']} rows written"
+    return told
 
 
 def _examined(checkpoints: Sequence[Mapping[str, Any]]) -> str:

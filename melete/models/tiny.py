@@ -65,7 +65,7 @@ def tiny_model(
     num_layers: int = 4,
 ) -> PreTrainedModel:
     """A randomly initialised model of four attention heads; DeepSeek-V3's has experts in all layers but the first."""
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers,
@@ -81,7 +81,7 @@ def tiny_model(
     }
     if architecture == "deepseek_v3":
         return DeepseekV3ForCausalLM(_deepseek_v3(shared))
-    dense = shared | {"num_key_value_heads": 2, "head_dim": hidden_size // 4}
+    dense: dict[str, Any] = shared | {"num_key_value_heads": 2, "head_dim": hidden_size // 4}
     if architecture == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**dense))
     return LlamaForCausalLM(LlamaConfig(**dense))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from melete.planning.graph import NotEstimated, Text
 from melete.planning.sizes import FLOAT, Size
 from melete.planning.work import Held, Reading, Work, Writing
 
+_T = TypeVar("_T")
+
+ROWS_PACKED = 256  # of a larger batch, so many rows show how they are padded
 OPTIMIZER_COPIES = 3  # gradients and the two averages of AdamW, beside the weights
 SPARE = 1.25  # what an allocator and a library's own buffers add to what is counted
 PROCESS_BYTES = 600 * 2**20  # Python with torch and transformers, where it has not been measured
@@ -31,7 +35,7 @@ class Speed:
     step: float
     token: float
     read: float
-    """For each token of prompt and completion that a model goes over."""
+    """For each token of prompt and completion that a model goes over, padding included."""
     learn: float
     """The same, forward, backward and update."""
     activation_bytes: float
@@ -49,16 +53,20 @@ class Lengths:
     row_seconds: float = 0.0
     """To decode and grade one."""
 
+    def cut(self, limit: int | None) -> list[int]:
+        """The completions where `limit` tokens are allowed; what was cut before is taken to run on to the limit."""
+        return [
+            length if limit is None else limit if length >= self.cap else min(length, limit)
+            for length in self.completions
+        ]
+
     def upto(self, limit: int | None) -> tuple[float, int]:
-        """Mean and longest where `limit` tokens are allowed; what was cut before that is taken to run on to the limit.
+        """Mean and longest of these.
 
         >>> Lengths(5, (2, 4, 8), cap=8).upto(8), Lengths(5, (2, 4, 8), cap=8).upto(3), Lengths(5, (2, 8), 8).upto(20)
         ((4.666666666666667, 8), (2.6666666666666665, 3), (11.0, 20))
         """
-        cut = [
-            length if limit is None else limit if length >= self.cap else min(length, limit)
-            for length in self.completions
-        ]
+        cut = self.cut(limit)
         return sum(cut) / len(cut), max(cut)
 
     def is_cut(self, limit: int | None) -> bool:
@@ -83,7 +91,7 @@ class Facts:
     def speed(self, model: str) -> Speed:
         return self._found(self.speeds, model)
 
-    def _found(self, table: Mapping[str, object], model: str) -> object:
+    def _found(self, table: Mapping[str, _T], model: str) -> _T:
         origin = self.origin(model)
         if origin not in table:
             raise NotEstimated(self.why_not.get(origin, f"{origin} has not been measured"))
@@ -130,7 +138,8 @@ def seconds_of(work: Work, facts: Facts) -> float:
     total += sum(_writing_seconds(writing, facts) for writing in work.writings)
     for reading in work.readings:
         speed = facts.speed(reading.model)
-        total += _tokens_read(reading, facts) * (speed.learn if reading.learns else speed.read) / split_over
+        tokens = _tokens_read(reading, facts) * _padding(work, reading, facts)
+        total += tokens * (speed.learn if reading.learns else speed.read) / split_over
     if work.num_saves:
         total += work.num_saves * _checkpoint_bytes(work, facts) / DISK_SPEED
     at_once = max(min(work.num_at_once, facts.num_cores), 1)
@@ -149,14 +158,40 @@ def _writing_seconds(writing: Writing, facts: Facts) -> float:
 def _tokens_read(reading: Reading, facts: Facts) -> float:
     if reading.num_tokens is not None:
         return reading.num_tokens
-    return reading.num_rows * sum(_row_lengths(reading, facts)[:2])
+    lengths = _lengths_read(reading, facts)
+    return reading.num_rows * (lengths.prompt + lengths.upto(reading.max_new_tokens)[0])
 
 
-def _row_lengths(reading: Reading, facts: Facts) -> tuple[float, float, float]:
-    """Prompt, mean completion and longest completion of the rows that are read."""
+def _lengths_read(reading: Reading, facts: Facts) -> Lengths:
     assert reading.text is not None
-    lengths = facts.lengths_of(reading.writer or reading.model, reading.text)
-    return (lengths.prompt, *lengths.upto(reading.max_new_tokens))
+    return facts.lengths_of(reading.writer or reading.model, reading.text)
+
+
+def _padding(work: Work, reading: Reading, facts: Facts) -> float:
+    """How many times as many tokens there are with padding."""
+    if reading.text is None:
+        return 1.0
+    lengths = _lengths_read(reading, facts)
+    rows = [lengths.prompt + length for length in lengths.cut(reading.max_new_tokens)]
+    return padding(rows, max(work.rows_per_update, 1), work.max_tokens)
+
+
+def padding(lengths: Sequence[float], num_rows: int, max_tokens: int) -> float:
+    """Tokens with padding for each one without, when `num_rows` rows of such lengths are packed as a learner does it:
+    sorted, in parts of at most `max_tokens`.
+
+    >>> padding([1, 3], 2, 100), padding([1, 3], 2, 4)
+    (1.5, 1.0)
+    """
+    known, count = sorted(lengths), min(num_rows, ROWS_PACKED)
+    max_tokens = max_tokens * count // num_rows  # a sample of a large batch has parts that are smaller alike
+    rows = [known[int((index + 0.5) / count * len(known))] for index in range(count)]
+    total, part = 0.0, 0
+    for index, length in enumerate(rows):
+        if part and (part + 1) * length > max_tokens:
+            total, part = total + part * rows[index - 1], 0
+        part += 1
+    return (total + part * rows[-1]) / sum(rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+KEPT_ASSUMED = 0.5  # of the samples that could be kept; wrong ones, equal ones and ties are left out
+
 
 class NotEstimated(Exception):
     """Why there is no estimate; never a reason to stop a run."""
@@ -63,7 +65,7 @@ class Graph:
         return origin in self.stages
 
     def parts(self, data: str) -> list[Part]:
-        """What a data set will hold, at most: how much a filter keeps is not known before.
+        """What a data set will hold, roughly: how much a filter keeps is not known before.
 
         Raises `NotEstimated` for data of which nothing is known.
         """
@@ -83,7 +85,7 @@ class Graph:
             pairs = stage.kind == "pairs"
             most = getattr(stage, "samples_per_prompt", 1)
             per_prompt = stage.pairs_per_prompt if pairs else min(getattr(stage, "keep_per_prompt", most), most)
-            num_rows = stage.num_prompts * per_prompt
+            num_rows = round(stage.num_prompts * per_prompt * KEPT_ASSUMED)
             num_rows = min(num_rows, getattr(stage, "max_rows", 0) or num_rows)
             text = Text.of_task(stage.task)
             yield Part(num_rows, text, stage.model, stage.max_new_tokens, 2 if pairs else 1)

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from melete.algorithms import resolve
-from melete.batch import TrainBatch, demonstrations
+from melete.batch import demonstrations
 from melete.corpus.written import written
 from melete.datasets.encode import single_row
 from melete.learning.local import LocalLearner
@@ -189,13 +189,16 @@ def _any_request(tokenizer: PreTrainedTokenizerBase) -> SampleRequest:
 
 
 def _narrow(sampler: NativeSampler, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Seconds of a token of a narrow wave; the first wave of all is not counted, it makes room."""
+    """Seconds of a token of a narrow wave: the least of three, for a disturbance only adds. The first makes room."""
     request = _any_request(tokenizer)
     sampler.sample([request], SamplingSettings(2))
-    before = sampler.num_decoded_tokens
-    seconds, _ = _timed(lambda: sampler.sample([request], SamplingSettings(PROBE[1])))
-    longest = max(-(-(sampler.num_decoded_tokens - before) // PROBE[0]), 1)
-    return seconds / longest
+    found = []
+    for _ in range(3):
+        seconds, groups = _timed(lambda: sampler.sample([request], SamplingSettings(PROBE[1])))
+        found.append(seconds / max(len(completion.tokens) for completion in groups[0]))
+        if seconds > SECONDS_OF_WRITING:  # a large model is not asked again
+            break
+    return min(found)
 
 
 def _affordable(step_seconds: float) -> int:
@@ -257,13 +260,18 @@ def _speed(
     ]
     learnt = _some_rows(rows, _affordable_tokens(model.num_parameters()))
     batch = demonstrations(learnt, pad_token(tokenizer))
-    learner = LocalLearner(model, optimizer=OptimizerSettings(lr=0.0), after_step=RouterBalancer(model).step)
+    num_tokens = batch.tokens.numel()  # padding included
+    learner = LocalLearner(
+        model,
+        optimizer=OptimizerSettings(lr=0.0),
+        max_tokens_per_microbatch=num_tokens,
+        after_step=RouterBalancer(model).step,
+    )
     with _counting_saved(model) as saved:
         warm_up, _ = _timed(lambda: learner.update(batch, resolve("sft")))
     # a large model is not asked twice
     learning = warm_up if warm_up > SECONDS_OF_WRITING else _timed(lambda: learner.update(batch, resolve("sft")))[0]
     reading, _ = _timed(lambda: learner.logprobs(batch))
-    num_tokens = sum(len(tokens) for tokens, _ in learnt)
     read = reading / num_tokens
     completions = [len(completion.tokens) for group in groups for completion in group]
     prompts = sum(len(request.prompt_tokens) for request in requests)
@@ -274,7 +282,7 @@ def _speed(
         token=token,
         read=read,
         learn=learning / num_tokens,
-        activation_bytes=saved[0] / _padded(batch),
+        activation_bytes=saved[0] / num_tokens,
         process_bytes=_process_bytes(model),
     )
 
@@ -290,10 +298,6 @@ def _some_rows(rows: Sequence[tuple[list[int], list[bool]]], num_tokens: int) ->
     total = sum(len(tokens) for tokens, _ in rows)
     every = max(-(-total // num_tokens), 1)
     return [(tokens[:num_tokens], mask[:num_tokens]) for tokens, mask in rows[::every]]
-
-
-def _padded(batch: TrainBatch) -> int:
-    return batch.tokens.numel()
 
 
 @contextlib.contextmanager

@@ -180,11 +180,12 @@ def stage_plans(stages: Sequence[Any], states: Mapping[str, str], knowledge: Kno
 
 def _estimated(plan: StagePlan, facts: Facts, stage: Any) -> StagePlan:
     """Time, memory and disk, each as far as it can be told."""
-    assert plan.work is not None
+    work = plan.work
+    assert work is not None
     try:
-        plan = replace(plan, memory=memory_of(plan.work, facts), disk=disk_of(plan.work, facts))
+        plan = replace(plan, memory=memory_of(work, facts), disk=disk_of(work, facts))
         left = _share_left(plan.state, getattr(stage, "num_steps", 0))
-        return replace(plan, seconds=left * seconds_of(plan.work, facts))
+        return replace(plan, seconds=left * seconds_of(work, facts))
     except NotEstimated as error:
         return replace(plan, why_not=str(error))
     except Exception as error:  # an estimate never stops a run

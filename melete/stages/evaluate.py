@@ -135,9 +135,7 @@ def _shown(label: str, rollout: Any) -> str:
     return f"{label}: {rollout.problem.messages[-1].content}\n{rollout.text}"
 
 
-def _same_prompts(
-    stage: EvaluateStage, answers: Mapping[str, Mapping[str, Sequence[Answer]]]
-) -> list[dict[str, Any]]:
+def _same_prompts(stage: EvaluateStage, answers: Mapping[str, Mapping[str, Sequence[Answer]]]) -> list[dict[str, Any]]:
     """The chosen problems of each task with the first answer of every model."""
     found = []
     for task, by_model in answers.items():
