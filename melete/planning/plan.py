@@ -94,7 +94,8 @@ class Plan:
         if not self.left:
             yield "nothing is left to do"
             return
-        more = f", and {len(self.not_estimated)} stages not estimated" if self.not_estimated else ""
+        unknown = len(self.not_estimated)
+        more = f", and {unknown} stage{'s' * (unknown > 1)} not estimated" if unknown else ""
         yield f"in all: {about(self.seconds)}{more}"
         if self.machine.is_busy:
             cores = f"{self.machine.num_cores} core" + "s" * (self.machine.num_cores > 1)

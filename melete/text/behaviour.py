@@ -1,113 +1,134 @@
-"""What a thought does besides calculating: it checks results, gives paths up, corrects itself. Counted by program.
+"""What a written thought does besides going on: it compares results with what they should be, and it turns back.
 
-The grammar is that of the bundled model's thoughts (`melete.corpus.traces`), in English and Spanish:
+Counted by program, in English and Spanish. Known exactly is the grammar of the bundled corpus:
 
-    8-2=7 / Wait, 8-2=6       a result is taken back at once
-    Check: ... Yes, 9.        a chain is undone and arrives where it began
-    Wait, 11 is not 9.        it does not, and the chain is done again
-    No, not 24. / Yes, 24.    a combination misses its target, or reaches it
+    8-2=5 / Wait, 8-2=6             a step that is taken back at once
+    Check: / 6+2=8 / Yes, 9.        steps undone from the end, and what they should have arrived at
+    Wait, 11 is not 9.              a check that failed, after which the chain is written again
+    No, not 24. / Yes, 24.          tries of countdown
 
-In other text, sentences that begin with a marker are counted ("Wait, ...", "Let me check ...").
+Other text is judged by the words that a sentence or line begins with.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-_MAX_CHARACTERS = 100_000
-_STEP = re.compile(r"(?:(?:Wait|Espera), )?(\d{1,9}[+*-]\d{1,9})=(-?\d{1,9})")
-_TAKEN_BACK = re.compile(r"(?:Wait|Espera), \d")
-_IS_NOT = re.compile(r"(?:Wait, -?\d{1,9} is not -?\d{1,9}|Espera, -?\d{1,9} no es -?\d{1,9})\.")
-_REACHED = re.compile(r"(?:Yes|Sí), -?\d{1,9}\.")
-_MISSED = re.compile(r"No, (?:not|no) -?\d{1,9}\.")
-_CHECK = re.compile(r"(?:Check|Comprueba):")
-_SENTENCE = re.compile(r"[.!?:]\s+|\n")
-_GIVES_UP = re.compile(
-    r"(?:wait|hmm|actually|no, |that(?:'s| is) (?:not right|wrong)|espera|en realidad)\b", re.IGNORECASE
-)
-_VERIFIES = re.compile(
-    r"(?:let(?:'s| me| us) (?:double-)?(?:check|verify)|check(?:ing)?\b|to verify|verifying|comprob|verific)",
+_NUMBER = r"-?[0-9]{1,9}"
+_COMPARES = re.compile(rf"(?:yes|sí|si),? {_NUMBER}", re.IGNORECASE)
+_FAILS = re.compile(
+    rf"no,? (?:not|no) {_NUMBER}|(?:(?:wait|espera|no),? )?{_NUMBER} (?:is not|isn't|no es|≠|!=) {_NUMBER}",
     re.IGNORECASE,
 )
+_HEADING = re.compile(r"(?:check|comprueba|comprobación)", re.IGNORECASE)
+_CHECKS = re.compile(
+    r"(?:(?:let me|let's|let us|i will|i'll|to|now|vamos a|voy a|para) )?"
+    r"(?:double[- ]check|re-?check|check|verify|checking|verifying"
+    r"|comprueba|comprobemos|compruebo|comprobar|verifica|verifiquemos|verifico|verificar|revisemos)(?!\w)",
+    re.IGNORECASE,
+)
+# of the words of the R1 list, "but", "however" and "evaluate" are left out: they turn sentences, not paths
+_TURNS_BACK = re.compile(
+    r"(?:(?:but|oh|hmm|no|pero),? )?"
+    r"(?:wait|hold on|retry|mistake|wrong|error|oops|scratch that|try again|start over|espera|un momento|me equivoqué"
+    r"|i made a mistake|(?:that|this|it)(?: is|'s) (?:wrong|not right|not correct|a mistake)|eso (?:está mal|no es correcto)"
+    r"|(?:let me|let's) (?:try again|start over|redo|retry|rethink|reconsider|re-?examine)"
+    r"|(?:intentemos|probemos|empecemos) de nuevo)(?!\w)",
+    re.IGNORECASE,
+)
+_STEP = re.compile(r"([0-9]{1,9}) ?([+*−×-]) ?([0-9]{1,9}) ?= ?(-?[0-9]{1,9})(?![0-9])")
+_PLAIN_SIGNS = str.maketrans("−×", "-*")
+_TAG = re.compile(r"</?[A-Za-z]{1,20}>")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 @dataclass(frozen=True, slots=True)
-class Behaviour:
-    """How often a result was compared with what it should be, and how often a path was given up."""
+class Step:
+    """A calculation as it was written: `left` by `term` gives `result`; the term, such as "-2", tells which step."""
 
-    verifications: int
-    backtracks: int
+    left: int
+    term: str
+    result: int
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A result that was replaced: whether it had been right, and whether the new one is."""
+    """A result that was taken back, and the one that was written instead of it for the same term."""
 
-    right_before: bool
-    right_after: bool
+    before: Step
+    after: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a text does: verifications compare a result with what it should be, backtracks leave a path.
+
+    `num_checks` counts checks that were begun, whether or not they came to an end.
+    """
+
+    verifications: int
+    backtracks: int
+    num_checks: int
+    corrections: tuple[Correction, ...]
+
+    @property
+    def reflects(self) -> bool:
+        """Whether it turns back or sets out to check; the comparison that ends every countdown is neither."""
+        return bool(self.backtracks or self.num_checks)
 
 
 def behaviour(text: str) -> Behaviour:
-    r"""Verifications and backtracks of a completion. A failed comparison is both.
+    r"""Counts what a completion does before its answer. Time is linear in the text.
 
-    >>> behaviour("<think>\n8-2=7\nWait, 8-2=6\nCheck:\n6+2=8\nYes, 8.\n</think>\n<answer>6</answer>")
-    Behaviour(verifications=1, backtracks=1)
-    >>> behaviour("<think>3+4=7\nNo, not 24.\n3*8=24\nYes, 24.</think>")
-    Behaviour(verifications=2, backtracks=1)
-    >>> behaviour("So it is 7. Wait, let me check: no.")
-    Behaviour(verifications=0, backtracks=1)
+    >>> found = behaviour("3+5=8\n8-2=5\nWait, 8-2=6\nCheck:\n6+2=8\n8-5=3\nYes, 3.")
+    >>> found.verifications, found.backtracks, [(c.before.result, c.after.result) for c in found.corrections]
+    (1, 1, [(5, 6)])
     """
-    verifications = backtracks = 0
-    for line in _lines(text):
-        failed = bool(_IS_NOT.match(line) or _MISSED.match(line))
-        if failed or _REACHED.match(line):
+    verifications = backtracks = num_checks = 0
+    corrections: list[Correction] = []
+    taken_back: dict[str, Step] = {}  # by term: results that wait for the one that replaces them
+    last: Step | None = None
+    in_check = begun = False
+    for unit in _units(text):
+        fails = _FAILS.fullmatch(unit) is not None
+        steps = list(_steps(unit))
+        turns_back = fails or _TURNS_BACK.match(unit) is not None
+        if _HEADING.fullmatch(unit):
+            in_check = True
+            num_checks += 1
+        elif fails or _COMPARES.fullmatch(unit):
             verifications += 1
-            backtracks += failed
-        elif _TAKEN_BACK.match(line):
+            in_check = False
+        elif _CHECKS.match(unit):
+            verifications += 1
+            num_checks += 1
+        elif in_check and not steps and _LETTER.search(unit):  # a check that ends in words of its own
+            verifications += 1
+            in_check = False
+        if turns_back and begun:
             backtracks += 1
-        elif not (_STEP.match(line) or _CHECK.match(line)):
-            sentences = [sentence.strip() for sentence in _SENTENCE.split(line)]
-            verifications += sum(_VERIFIES.match(sentence) is not None for sentence in sentences)
-            backtracks += sum(_GIVES_UP.match(sentence) is not None for sentence in sentences)
-    return Behaviour(verifications, backtracks)
+            if last is not None:
+                taken_back[last.term] = last
+        for step in () if in_check else steps:
+            if before := taken_back.pop(step.term, None):
+                corrections.append(Correction(before, step))
+            last = step
+        begun = True
+    return Behaviour(verifications, backtracks, num_checks, tuple(corrections))
 
 
-def corrections(text: str, gold: str) -> list[Correction]:
-    r"""The results that a completion replaced, with what they had been and what they became.
-
-    A step that is taken back at once is judged by its own arithmetic. A chain that is done again after a failed check
-    is judged by the right result `gold`, where that is a whole number.
-
-    >>> corrections("8-2=7\nWait, 8-2=6", "6"), corrections("3+5=9\nCheck:\n9-5=4\nWait, 4 is not 3.\n3+5=8", "8")
-    ([Correction(right_before=False, right_after=True)], [Correction(right_before=False, right_after=True)])
-    """
-    found: list[Correction] = []
-    steps: list[tuple[str, int]] = []
-    before_check: int | None = None
-    redone: list[int] = []
-    for line in _lines(text):
-        if _CHECK.match(line) and steps:
-            before_check = steps[-1][1]
-        elif _IS_NOT.match(line) and before_check is not None:
-            redone.append(before_check)
-        elif step := _STEP.match(line):
-            expression, value = step[1], int(step[2])
-            if _TAKEN_BACK.match(line) and steps and steps[-1][0] == expression:
-                right = _value(expression)
-                found.append(Correction(steps[-1][1] == right, value == right))
-            steps.append((expression, value))
-    if redone and re.fullmatch(r"-?\d{1,9}", gold):
-        found += [Correction(before == int(gold), steps[-1][1] == int(gold)) for before in redone]
-    return found
+def _units(text: str) -> Iterator[str]:
+    """Sentences and lines of all that comes before the answer, without tags, bullets and the mark at their end."""
+    for line in text.partition("<answer>")[0].splitlines():
+        for unit in _SENTENCE_END.split(_TAG.sub(" ", line)):
+            bare = unit.strip(" \t*#>•_")
+            if bare := bare.removeprefix("- ").rstrip(".:!?* "):
+                yield bare
 
 
-def _lines(text: str) -> Sequence[str]:
-    return [line.strip() for line in text[:_MAX_CHARACTERS].replace("<think>", "\n").split("\n")]
-
-
-def _value(expression: str) -> int:
-    left, sign, right = re.split(r"([+*-])", expression, maxsplit=1)
-    one, other = int(left), int(right)
-    return one + other if sign == "+" else one - other if sign == "-" else one * other
+def _steps(unit: str) -> Iterator[Step]:
+    for left, sign, number, result in _STEP.findall(unit):
+        yield Step(int(left), sign.translate(_PLAIN_SIGNS) + number, int(result))
