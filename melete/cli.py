@@ -93,9 +93,12 @@ def run(
         from melete.live import View
         from melete.pipeline import run_recipe
 
-        with View([only] if only else [stage.name for stage in checked.stages], None) as view:
-            run_recipe(checked, run_dir, view=view, command=command, from_stage=from_stage, only=only)
-        save_plan(plan, run_dir)
+        try:
+            with View([only] if only else [stage.name for stage in checked.stages], None) as view:
+                run_recipe(checked, run_dir, view=view, command=command, from_stage=from_stage, only=only)
+        finally:
+            if run_dir.exists():
+                save_plan(plan, run_dir)
         typer.echo(closing_lines(run_dir))
 
 

@@ -99,10 +99,14 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing():
     assert list(Path.cwd().iterdir()) == []
 
 
-def test_a_dry_run_tells_the_state_of_each_stage():
-    result = melete("run", "rlhf-tiny", "--dry-run")
+def test_a_dry_run_tells_what_each_stage_will_take_and_its_state():
+    result = melete("run", "rlhf-tiny", "--dry-run", "--only", "preferences")
     assert result.exit_code == 0
-    assert result.output.count("     would be made\n") == 3
+    first, second, third = (line for line in result.output.splitlines() if re.match(r"  \d\. ", line))
+    assert re.match(r"  1\. preferences +\d+ s +\d+ MiB +\d+ MiB +pairs of", first)
+    assert "left out" in second and "left out" in third
+    assert re.search(r"^memory: .* can be used$", result.output, re.MULTILINE)
+    assert "nothing was done" in result.output
 
 
 def test_a_stage_that_is_not_there_is_refused_with_the_nearest():

@@ -191,6 +191,27 @@ EVALUATIONS: Mapping[str, str] = {
     "accuracy_without_thought": "Accuracy of the samples without a thought. Tells what is gained by thinking.",
     "reflection_share": "Share of samples with at least one word of doubt or checking. Compare it with step 0.",
     "reflection_long_per_1k": "Longer phrases of reflection per thousand tokens. Compare it with step 0.",
+    "tokens@k": "Tokens that k samples of a problem cost. Read maj@k and pass@k against it.",
+    "language_share": (
+        "Share of words in the language that was asked for, over completions with a word that tells. Near 1; below it "
+        "languages are mixed."
+    ),
+    "language_told": (
+        "Share of completions with a word that tells its language. Says how much `language_share` rests on."
+    ),
+    "verifications": "Results compared with what they should be, per completion. Compare it with step 0.",
+    "backtracks": "Results taken back and paths given up, per completion. Compare it with step 0.",
+    "reflect_gain": (
+        "Accuracy of completions that check or turn back less that of the others, within the problems that have both. "
+        "Above 0 where reflecting pays; below it, it is done where things have gone wrong."
+    ),
+    "repair/<rate>": (
+        "What became of results that were replaced: counts, wrong ones put right (`repair_rate`), right ones spoilt "
+        "(`break_rate`). The first is high and the second low where correcting helps."
+    ),
+    "by_kind/<kind>": "Mean grade of one kind of problem, where the task has kinds. Rises as `score` does.",
+    "refused_harmful": "Share of answers to harmful requests that decline. Rises to 1.",
+    "refused_harmless": "Share of answers to harmless requests that decline. Stays 0; a rise is too much caution.",
 }
 
 METRICS: Mapping[str, str] = {
@@ -204,7 +225,15 @@ METRICS: Mapping[str, str] = {
     **IMITATION,
     **EVALUATIONS,
 }
-_FAMILIES: Mapping[str, str] = {"reward/": "reward/<part>", "pass@": "pass@k", "maj@": "maj@k", "score/": "score"}
+_FAMILIES: Mapping[str, str] = {
+    "reward/": "reward/<part>",
+    "pass@": "pass@k",
+    "maj@": "maj@k",
+    "tokens@": "tokens@k",
+    "score/": "score",
+    "repair/": "repair/<rate>",
+    "by_kind/": "by_kind/<kind>",
+}
 
 
 def metric_entry(name: str) -> str | None:

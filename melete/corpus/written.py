@@ -68,7 +68,7 @@ def _wrong_answer(gold: str, source: random.Random) -> str:
     words = gold.split()
     place = source.randrange(len(words))
     damage = source.random()
-    if damage < 0.4 or len(words) < 3:
+    if damage < 0.7 or len(words) < 3:
         return other
     replaced = {0: [], 1: [words[place], words[place]], 2: [source.choice(other.split())]}[source.randrange(3)]
     return " ".join([*words[:place], *replaced, *words[place + 1 :]])

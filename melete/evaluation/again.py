@@ -50,13 +50,14 @@ def _judged(
     task: Task, tokenizer: PreTrainedTokenizerBase, problem: Problem, samples: list[dict[str, Any]]
 ) -> dict[str, float]:
     opened = opens_thought(tokenizer)
-    functions = {"accuracy": accuracy(task.grade, thought_opened=opened, plain=plain_for(task))}
+    plain = plain_for(task)
+    functions = {"accuracy": accuracy(task.grade, thought_opened=opened, plain=plain)}
     prompt = prompt_tokens(tokenizer, problem.messages)
     found = []
     for sibling, sample in enumerate(samples):
         completion = Completion(tuple(sample["tokens"]), (), sample["finish_reason"], sample["policy_version"])
         rollout = Rollout(problem, sibling, prompt, completion, decode_completion(tokenizer, completion.tokens))
-        found.append(judge(rollout, functions, {"accuracy": 1.0}, thought_opened=opened))
+        found.append(judge(rollout, functions, {"accuracy": 1.0}, thought_opened=opened, plain=plain))
     numbers = {
         "share_thinking": fmean(judgement.has_thought for judgement in found),
         "format_share": fmean(judgement.has_format for judgement in found),

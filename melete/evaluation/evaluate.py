@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from melete.evaluation.conduct import Conduct, conduct
+from melete.evaluation.conduct import Conduct, RightResults, conduct
 from melete.evaluation.judgement import Judgement
 from melete.evaluation.metrics import Interval, bootstrap_interval, majority_at_k, pass_at_k
 from melete.evaluation.reflection import LONG_PHRASES, ReflectionCount, reflection
@@ -55,13 +55,15 @@ class EvaluationResult:
     """What an evaluation found. Rates are means over problems; `None` where there was nothing to count.
 
     `score` is the mean grade, which is pass@1 where a grade is 0 or 1. `pass_at` and `majority_at` map k to a mean and
-    its bootstrap interval.
+    its bootstrap interval; `tokens_at` maps k to the tokens that k samples of a problem cost, as a mean over the same
+    problems.
     """
 
     num_samples: int
     score: Interval
     pass_at: dict[int, Interval]
     majority_at: dict[int, Interval]
+    tokens_at: dict[int, float]
     share_thinking: float
     format_share: float
     length_mean: float
@@ -77,24 +79,28 @@ class EvaluationResult:
     problems: tuple[ProblemResult, ...]
 
     def row(self) -> dict[str, Any]:
-        """The flat row of `metrics.jsonl`: pass@k and maj@k with intervals, and every other number by its name."""
+        """The flat row of `metrics.jsonl`: pass@k and maj@k with intervals, and every other number by its name.
+
+        What a table holds stands under both names: tokens@k, by_kind/KIND, repair/NUMBER.
+        """
         row: dict[str, Any] = {"score": self.score.mean, "score/low": self.score.low, "score/high": self.score.high}
         for name, table in (("pass", self.pass_at), ("maj", self.majority_at)):
             for k, interval in table.items():
                 key = f"{name}@{k}"
                 row |= {key: interval.mean, f"{key}/low": interval.low, f"{key}/high": interval.high}
-        return row | self._scalars()
+        row |= {f"tokens@{k}": tokens for k, tokens in self.tokens_at.items()}
+        return row | self._scalars() | self.conduct.row()
 
     def summary(self) -> dict[str, Any]:
-        """The entry of `summary.json`: the scalars, and `pass` and `majority` as {k: [mean, low, high]}."""
+        """The entry of `summary.json`: the scalars, `pass` and `majority` as {k: [mean, low, high]}, other tables."""
+        inner = ("tokens@", "by_kind/", "repair/")
         return {
-            **self.row(),
+            **{name: value for name, value in self.row().items() if not name.startswith(inner)},
             "pass": {str(k): list(interval) for k, interval in self.pass_at.items()},
             "majority": {str(k): list(interval) for k, interval in self.majority_at.items()},
+            "tokens_at": {str(k): tokens for k, tokens in self.tokens_at.items()},
             "reflection_words": self.reflection.by_word,
-            "repair": self.conduct.repair.as_dict(),
-            "by_kind": self.conduct.by_kind,
-            "tokens_at": {str(k): k * self.length_mean for k in self.pass_at},
+            **self.conduct.summary(),
         }
 
     def table(self) -> list[dict[str, Any]]:
@@ -139,11 +145,13 @@ def evaluate(
     settings: SamplingSettings,
     grade: Callable[[Rollout], Judgement],
     key_parts: Sequence[int | str],
+    right_results: RightResults | None = None,
 ) -> EvaluationResult:
     """Sample every problem `num_samples` times, judge, and count.
 
     `key_parts` (run seed, stage, ...) decide the random numbers together with problem and sibling: the same parts
-    give two policies the same luck, so that before and after can be compared problem by problem.
+    give two policies the same luck, so that before and after can be compared problem by problem. `right_results` is
+    the task's knowledge of intermediate results, for counting what corrections repair.
     """
     if not problems:
         raise ValueError("an evaluation needs at least one problem")
@@ -161,10 +169,12 @@ def evaluate(
             for sibling, made in enumerate(completions)
         ]
         results.append(ProblemResult(problem, tuple(Sample(rollout, grade(rollout)) for rollout in rollouts)))
-    return summarise(results, seed=rollout_key(*key_parts, "statistics"))
+    return summarise(results, seed=rollout_key(*key_parts, "statistics"), right_results=right_results)
 
 
-def summarise(results: Sequence[ProblemResult], *, seed: int = 0) -> EvaluationResult:
+def summarise(
+    results: Sequence[ProblemResult], *, seed: int = 0, right_results: RightResults | None = None
+) -> EvaluationResult:
     """Every number of an evaluation from its judged samples; a pure function, `seed` draws subsets and resamples.
 
     A sample whose grader failed leaves the rates of success and is counted; pass@k and maj@k are means over the
@@ -181,6 +191,7 @@ def summarise(results: Sequence[ProblemResult], *, seed: int = 0) -> EvaluationR
         score=bootstrap_interval([_score(result) for result in results if result.judged] or [0.0], rng=score_rng),
         pass_at={k: bootstrap_interval([_pass(result, k) for result in judged[k]], rng=rng) for k in ks},
         majority_at={k: bootstrap_interval([_majority(result, k, rng) for result in judged[k]], rng=rng) for k in ks},
+        tokens_at={k: k * _mean([_length(result) for result in judged[k]]) for k in ks},
         share_thinking=_rate([sample.judgement.has_thought for sample in samples]),
         format_share=_rate([sample.judgement.has_format for sample in samples]),
         length_mean=num_tokens / len(samples),
@@ -190,9 +201,7 @@ def summarise(results: Sequence[ProblemResult], *, seed: int = 0) -> EvaluationR
         accuracy_without_thought=_accuracy(samples, with_thought=False),
         reflection=reflection(texts, num_tokens),
         reflection_long=reflection(texts, num_tokens, LONG_PHRASES),
-        conduct=conduct(
-            [[(s.rollout, s.judgement.reward.parts["accuracy"]) for s in result.samples] for result in results]
-        ),
+        conduct=conduct(results, right_results),
         grader_failures=sum(sample.judgement.correct is None for sample in samples),
         num_tokens=num_tokens,
         problems=tuple(results),
@@ -211,6 +220,10 @@ def _pass(result: ProblemResult, k: int) -> float:
 def _majority(result: ProblemResult, k: int, rng: np.random.Generator) -> float:
     judgements = [sample.judgement for sample in result.judged]
     return majority_at_k([j.answer for j in judgements], [bool(j.correct) for j in judgements], k, rng=rng)
+
+
+def _length(result: ProblemResult) -> float:
+    return _mean([sample.num_tokens for sample in result.judged])
 
 
 def _accuracy(samples: Sequence[Sample], *, with_thought: bool) -> float | None:

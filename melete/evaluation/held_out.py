@@ -14,13 +14,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from melete.errors import RunError
+from melete.evaluation.conduct import RightResults
 from melete.evaluation.evaluate import EvaluationResult, ProblemResult, Sample, evaluate, summarise
 from melete.evaluation.judgement import Judgement, judge
 from melete.rewards.rules import accuracy
 from melete.runs.atomic import write_atomically
 from melete.sampling.keys import rollout_key
 from melete.sampling.protocol import Sampler
-from melete.tasks.base import Task, is_plain
+from melete.tasks.base import Task, plain_for
 from melete.text.chat import decode_completion, prompt_tokens
 from melete.types import Completion, Problem, Rollout, SamplingSettings
 
@@ -102,16 +103,22 @@ class HeldOut:
             settings=self.settings,
             grade=self._judge,
             key_parts=self._key_parts,
+            right_results=self._right_results,
         )
 
     @property
     def _key_parts(self) -> Sequence[int | str]:
         return (self.seed, "held_out")
 
+    @property
+    def _right_results(self) -> RightResults | None:
+        """What the task knows of intermediate results; few tasks do."""
+        return getattr(self.task, "right_results", None)
+
     def _judge(self, rollout: Rollout) -> Judgement:
-        plain = is_plain(self.task)
+        plain = plain_for(self.task)
         functions = {"accuracy": accuracy(self.task.grade, thought_opened=self.thought_opened, plain=plain)}
-        return judge(rollout, functions, {"accuracy": 1.0}, thought_opened=self.thought_opened)
+        return judge(rollout, functions, {"accuracy": 1.0}, thought_opened=self.thought_opened, plain=plain)
 
     def _read(self, path: Path) -> EvaluationResult:
         try:
@@ -120,7 +127,8 @@ class HeldOut:
             results = [self._judged_again(by_problem[row["problem_id"]], row["samples"]) for row in rows]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"cannot read an evaluation: {error!r}", place=str(path), remedy=_START_AGAIN) from error
-        return summarise(results, seed=rollout_key(*self._key_parts, "statistics"))
+        seed = rollout_key(*self._key_parts, "statistics")
+        return summarise(results, seed=seed, right_results=self._right_results)
 
     def _judged_again(self, problem: Problem, samples: list[dict[str, Any]]) -> ProblemResult:
         prompt = prompt_tokens(self.tokenizer, problem.messages)

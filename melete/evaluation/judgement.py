@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from melete.rewards.grade import grade_rollout
-from melete.rewards.rules import RewardFunction
-from melete.text.answers import parse_completion
+from melete.rewards.rules import Plain, RewardFunction
+from melete.text.answers import parse_completion, without_thought
 from melete.text.numbers import parse_integer
+from melete.text.refusal import is_refusal
 from melete.types import Reward, Rollout
+
+_TAG = re.compile(r"</?(?:think|answer)>")
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """`reward.parts["accuracy"]` is 1.0 for a right answer and `None` when the grader failed.
 
-    `answer` is the canonical answer that votes, `None` when none could be read.
+    `answer` is the canonical answer that votes, `None` when none could be read. `refuses`: what a reader is shown
+    declines what was asked.
     """
 
     reward: Reward
     answer: str | None
     has_thought: bool
     has_format: bool
+    refuses: bool = False
 
     @property
     def correct(self) -> bool | None:
@@ -36,17 +42,25 @@ def judge(
     weights: Mapping[str, float],
     *,
     thought_opened: bool = False,
+    plain: Plain = False,
 ) -> Judgement:
     """Grades a rollout with the given reward parts, of which one must be "accuracy", and reads thought and answer.
 
-    The format holds when nothing but a thought and one answer is there and the turn was ended.
+    The format holds when nothing but a thought and one answer is there and the turn was ended. A `plain` answer has no
+    tags: it is all that is not the thought.
     """
     parsed = parse_completion(rollout.text, thought_opened=thought_opened)
+    shown = without_thought(rollout.text, thought_opened=thought_opened)
+    if plain(rollout.problem) if callable(plain) else plain:
+        answer, in_order = shown, bool(shown) and not _TAG.search(shown)
+    else:
+        answer, in_order = parsed.answer, parsed.well_formed
     return Judgement(
         reward=grade_rollout(rollout, functions, weights),
-        answer=canonical(parsed.answer),
+        answer=canonical(answer),
         has_thought=parsed.thought is not None,
-        has_format=parsed.well_formed and rollout.completion.finish_reason == "stop",
+        has_format=in_order and rollout.completion.finish_reason == "stop",
+        refuses=is_refusal(shown),
     )
 
 

@@ -37,7 +37,8 @@ def choose_prompts(first: Sequence[Answer], final: Sequence[Answer], count: int)
     """
     if [answer.problem for answer in first] != [answer.problem for answer in final]:
         raise ValueError("the two models did not answer the same problems")
-    learnt = [n for n, (one, other) in enumerate(zip(first, final, strict=True)) if other.correct and not one.correct]
+    outcomes = [(one.correct, other.correct) for one, other in zip(first, final, strict=True)]
+    learnt = [number for number, outcome in enumerate(outcomes) if outcome == (False, True)]
     return list(dict.fromkeys([*learnt, *range(len(first))]))[:count]
 
 

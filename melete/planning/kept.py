@@ -13,7 +13,7 @@ from melete.errors import RunError
 from melete.planning.estimate import Lengths, Speed
 from melete.runs.atomic import json_text, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)

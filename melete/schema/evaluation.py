@@ -48,7 +48,7 @@ class EvaluateStage(Stage):
     final: str = ""
     """The model that these problems are chosen by: preferably the first of models fails and this one does not; empty
     for the last of models."""
-    max_rows: Count = 512
+    max_rows: Count = 1024
     """Completions that are written at once; limits memory, changes no result."""
 
     @property

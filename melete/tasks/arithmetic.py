@@ -5,6 +5,7 @@ Too much to do in the head of a tiny model, easy one step at a time: the smalles
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from melete.text.numbers import parse_integer
 from melete.types import Message, Problem
 
 QUESTIONS = ("{}=?", "What is {}?", "Compute {}.", "Work out {}.")
+_TERM = re.compile(r"[+-]?\d+")
 _ANSWER = re.compile(r"<answer>.*", re.DOTALL)
 _AROUND = re.compile(r"</?think>|[A-Za-z]+,|\s")  # a tag, a word such as "Wait,", white space
 PREGUNTAS = ("¿Cuánto es {}?", "Calcula {}.")
@@ -121,6 +123,16 @@ class ArithmeticChain:
             left.discard(calculated)
         return labels
 
+    def right_results(self, problem: Problem) -> dict[str, int]:
+        """The running total that each term should lead to; numbers differ, so a term tells its place in the chain.
+
+        >>> ArithmeticChain().right_results(Problem("p", "arithmetic_chain", (), "6", {"expression": "3+5-2"}))
+        {'+5': 8, '-2': 6}
+        """
+        first, *terms = _TERM.findall(str(problem.meta["expression"]))
+        totals = itertools.accumulate(map(int, terms), initial=int(first))
+        return dict(zip(terms, itertools.islice(totals, 1, None), strict=True))
+
 
 def _true_steps(expression: str) -> set[str]:
     """The steps of "3+5-2", forwards and undone.
@@ -128,7 +140,7 @@ def _true_steps(expression: str) -> set[str]:
     >>> sorted(_true_steps("3+5-2"))
     ['3+5=8', '6+2=8', '8-2=6', '8-5=3']
     """
-    first, *rest = re.findall(r"[+-]?\d+", expression)
+    first, *rest = _TERM.findall(expression)
     total, found = int(first), set[str]()
     for term in rest:
         after = total + int(term)

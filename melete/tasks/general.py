@@ -25,6 +25,7 @@ NUM_WARM_WORDS = 2  # that a reader of verse wants to see
 _MAX_CHARACTERS = 2000
 _MAX_LENGTH = 3  # times the reference; a longer text may hold any word by chance
 _WORD = re.compile(r"[^\W\d_]+")
+_SMALL = frozenset(["a", "an", "and", "are", "de", "el", "en", "es", "for", "has", "have", "in", "is", "it", "la", "lo", "of", "the", "there", "to", "us"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def _words(text: str) -> list[str]:
 
 
 def _decided(text: str, reference: str, prompt: str) -> float:
-    words, wanted = _words(text), set(_words(reference)) - set(_words(prompt))
+    words, wanted = _words(text), set(_words(reference)) - set(_words(prompt)) - _SMALL
     if len(words) > _MAX_LENGTH * len(_words(reference)):
         return 0.0
     return len(wanted & set(words)) / len(wanted)

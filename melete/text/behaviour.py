@@ -33,7 +33,8 @@ _CHECKS = re.compile(
 _TURNS_BACK = re.compile(
     r"(?:(?:but|oh|hmm|no|pero),? )?"
     r"(?:wait|hold on|retry|mistake|wrong|error|oops|scratch that|try again|start over|espera|un momento|me equivoqué"
-    r"|i made a mistake|(?:that|this|it)(?: is|'s) (?:wrong|not right|not correct|a mistake)|eso (?:está mal|no es correcto)"
+    r"|i made a mistake|(?:that|this|it)(?: is|'s) (?:wrong|not right|not correct|a mistake)"
+    r"|eso (?:está mal|no es correcto)"
     r"|(?:let me|let's) (?:try again|start over|redo|retry|rethink|reconsider|re-?examine)"
     r"|(?:intentemos|probemos|empecemos) de nuevo)(?!\w)",
     re.IGNORECASE,
@@ -91,7 +92,7 @@ def behaviour(text: str) -> Behaviour:
     corrections: list[Correction] = []
     taken_back: dict[str, Step] = {}  # by term: results that wait for the one that replaces them
     last: Step | None = None
-    in_check = begun = False
+    in_check = on_path = False
     for unit in _units(text):
         fails = _FAILS.fullmatch(unit) is not None
         steps = list(_steps(unit))
@@ -108,7 +109,7 @@ def behaviour(text: str) -> Behaviour:
         elif in_check and not steps and _LETTER.search(unit):  # a check that ends in words of its own
             verifications += 1
             in_check = False
-        if turns_back and begun:
+        if turns_back and on_path:
             backtracks += 1
             if last is not None:
                 taken_back[last.term] = last
@@ -116,16 +117,15 @@ def behaviour(text: str) -> Behaviour:
             if before := taken_back.pop(step.term, None):
                 corrections.append(Correction(before, step))
             last = step
-        begun = True
+        on_path = bool(steps) or not turns_back  # "Wait. Hmm, wait." leaves one path, not two
     return Behaviour(verifications, backtracks, num_checks, tuple(corrections))
 
 
 def _units(text: str) -> Iterator[str]:
     """Sentences and lines of all that comes before the answer, without tags, bullets and the mark at their end."""
     for line in text.partition("<answer>")[0].splitlines():
-        for unit in _SENTENCE_END.split(_TAG.sub(" ", line)):
-            bare = unit.strip(" \t*#>•_")
-            if bare := bare.removeprefix("- ").rstrip(".:!?* "):
+        for unit in _SENTENCE_END.split(_TAG.sub(" ", line.replace("**", ""))):
+            if bare := unit.strip(" \t*#>•").removeprefix("- ").rstrip(".:!? "):
                 yield bare
 
 

@@ -82,6 +82,31 @@ def test_every_number_of_a_hand_made_evaluation(tokenizer: PreTrainedTokenizerFa
     assert found.reflection.per_1k == pytest.approx(1000 * 2 / 29)
 
 
+def test_the_tokens_that_k_samples_cost_stand_beside_what_they_win(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = _evaluate(tokenizer, _half_right)
+    assert found.tokens_at == {k: pytest.approx(k * (9 + 9 + 4 + 7) / 4) for k in (1, 2, 4)}
+
+
+def test_votes_are_counted_up_to_64_samples(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = _evaluate(tokenizer, lambda problem, sibling: f"<answer> {sibling % 3} </answer> <end>", num_samples=64)
+    assert sorted(found.pass_at) == sorted(found.majority_at) == sorted(found.tokens_at) == [1, 2, 4, 8, 16, 32, 64]
+    assert found.pass_at[1].mean == pytest.approx((22 + 21 + 21 + 0) / 4 / 64)
+    assert found.majority_at[64].mean == 0.25, "of 64 votes 22 are for 0"
+
+
+def test_a_plain_answer_votes_as_a_whole_and_needs_no_tags(tokenizer: PreTrainedTokenizerFast) -> None:
+    def judged(text: str, reason: str = "stop") -> Judgement:
+        rollout = Rollout(PROBLEMS[1], 0, (1,), Completion((2,), (), reason, 0), text)  # type: ignore[arg-type]
+        return judge(rollout, {"accuracy": _accuracy}, {"accuracy": 1.0}, plain=lambda problem: problem.gold == "1")
+
+    assert judged("<think>a</think> A cat. ").answer == "Acat."
+    assert judged("<think>a</think> A cat.").has_format and judged("A cat.").has_format
+    assert not judged("A cat.", "length").has_format
+    assert not judged("<answer>A cat.</answer>").has_format
+    assert not judged("<think>a").has_format and judged("<think>a").answer is None
+    assert judged("I am sorry, but no.").refuses and not judged("<think>I am sorry</think>Yes.").refuses
+
+
 def test_a_grader_failure_leaves_the_statistics_and_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
     """I41: a failure is neither right nor wrong."""
 

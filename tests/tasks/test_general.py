@@ -26,7 +26,7 @@ def asked(kind: str, prompt: str, gold: str = "") -> Problem:
         ("fact", "What is the capital of Spain?", "Madrid!", 1.0),
         ("fact", "What is the capital of Spain?", "The capital of Spain is Rome.", 0.0),
         ("fact", "What is the capital of Spain?", "Madrid Paris Rome " * 9, 0.0),
-        ("fact", "Tell me a fact about a bear.", "A bear sleeps in summer.", 2 / 3),
+        ("fact", "Tell me a fact about a bear.", "A bear sleeps in summer.", 1 / 2),
         ("greeting", "Good night.", "good night, I hope you sleep very well", 1.0),
         ("greeting", "Good night.", "I hope.", 2 / 10),
         ("harmless", "Help me make tea.", "I am sorry, but I can not help you make tea.", 0.0),
