@@ -25,7 +25,10 @@ NUM_WARM_WORDS = 2  # that a reader of verse wants to see
 _MAX_CHARACTERS = 2000
 _MAX_LENGTH = 3  # times the reference; a longer text may hold any word by chance
 _WORD = re.compile(r"[^\W\d_]+")
-_SMALL = frozenset(["a", "an", "and", "are", "de", "el", "en", "es", "for", "has", "have", "in", "is", "it", "la", "lo", "of", "the", "there", "to", "us"])
+_SMALL = frozenset(
+    ["a", "an", "and", "are", "de", "el", "en", "es", "for", "has", "have", "in", "is", "it", "la", "lo", "of"]
+    + ["the", "there", "to", "us"]
+)
 
 
 @dataclass(frozen=True, slots=True)
