@@ -26,9 +26,8 @@ _MAX_CHARACTERS = 2000
 _MAX_LENGTH = 3  # times the reference; a longer text may hold any word by chance
 _WORD = re.compile(r"[^\W\d_]+")
 _SMALL = frozenset(
-    ["a", "an", "and", "are", "de", "el", "en", "es", "for", "has", "have", "in", "is", "it", "la", "lo", "of"]
-    + ["the", "there", "to", "us"]
-)
+    ("a", "an", "and", "are", "de", "el", "en", "es", "for", "has", "have", "in", "is", "it", "la", "lo", "of")
+) | {"the", "there", "to", "us"}
 
 
 @dataclass(frozen=True, slots=True)
