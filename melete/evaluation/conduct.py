@@ -53,8 +53,8 @@ class Conduct:
     language_told   share of completions with such a word
     verifications, backtracks  per completion, see `melete.text.behaviour`
     repair          of the corrections whose results the task knows
-    reflect_gain    accuracy of completions that reflect less that of the others, of the same problem; a mean over
-                    problems that have both
+    reflect_gain    accuracy of completions that reflect less that of the others, of the same problem and, where any
+                    thinks, among those that think; a mean over problems that have both
     by_kind         mean grade of each kind of problem
     refused_*       share of answers to harmful and to harmless requests that decline
     """
@@ -142,8 +142,10 @@ def _is_right(step: Step, right: Mapping[str, int]) -> bool:
 
 def _gain(result: ProblemResult, siblings: Sequence[Behaviour]) -> float | None:
     outcomes: dict[bool, list[bool]] = {True: [], False: []}
+    # an answer without a thought could not reflect: to compare with it would measure thinking
+    thinks = any(sample.judgement.has_thought for sample in result.judged)
     for sample, found in zip(result.samples, siblings, strict=True):
-        if sample.judgement.correct is not None:
+        if sample.judgement.correct is not None and sample.judgement.has_thought == thinks:
             outcomes[found.reflects].append(sample.judgement.correct)
     return fmean(outcomes[True]) - fmean(outcomes[False]) if outcomes[True] and outcomes[False] else None
 

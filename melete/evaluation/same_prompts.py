@@ -45,6 +45,8 @@ def choose_prompts(first: Sequence[Answer], final: Sequence[Answer], count: int)
 def rule(first: str, final: str, count: int) -> str:
     """How the problems were chosen, in words."""
     problems = "problem" if count == 1 else f"{count} problems"
+    if first == final:
+        return f"Of each task the first {problems}, in the order of the held-out set."
     return (
         f"Of each task the first {problems}, in the order of the held-out set, where the first sample of {first} is"
         f" wrong and that of {final} is right; where there are fewer, the first problems of the set."

@@ -42,7 +42,7 @@ class EvaluateStage(Stage):
     labels: dict[str, str] = {}
     """What a report calls a model; others are called by their name."""
     tasks: Annotated[dict[Name, ExamTask], Field(min_length=1)]
-    """Tables [stage.tasks.NAME], one for each task; the first is the main one."""
+    """Tables [stage.tasks.NAME], one for each task; the one whose name comes first in the alphabet is the main one."""
     same_prompts: CountOrNone = 2
     """Problems of each task whose first sample of every model is kept to be read side by side."""
     final: str = ""

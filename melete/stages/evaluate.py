@@ -37,7 +37,9 @@ def run_evaluate(stage: EvaluateStage, context: StageContext) -> dict[str, Any]:
     started = time.perf_counter()
     context.run.truncate_metrics(stage.name, 0)  # every row is logged anew, from what was kept
     context.view.stage_started(stage.name, len(stage.models) * len(stage.tasks))
-    tasks = {name: make_task(exam.task.name, exam.task.own_settings()) for name, exam in stage.tasks.items()}
+    # in the order of their names, whatever order a recipe was read back in
+    exams = sorted(stage.tasks.items())
+    tasks = {name: make_task(exam.task.name, exam.task.own_settings()) for name, exam in exams}
     answers: dict[str, dict[str, list[Answer]]] = {name: {} for name in tasks}
     checkpoints = []
     for number, model in enumerate(stage.models):
@@ -85,7 +87,7 @@ class _Desk:
         exam, began = self.stage.tasks[name], time.perf_counter()
         held_out = self._held_out(exam, task, may_sample=not (self.directory / f"{name}.jsonl").exists())
         result = held_out.kept(name)
-        step = self.number * len(self.stage.tasks) + list(self.stage.tasks).index(name)
+        step = self.number * len(self.stage.tasks) + sorted(self.stage.tasks).index(name)
         label = self.stage.label(self.model)
         row = {"stage": self.stage.name, "step": step}
         told = {"kind": "evaluation", "model": self.model, "task": name, "label": label}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 _REFUSAL = re.compile(
-    r"\b(?:i am sorry|i'm sorry|sorry, but|i can ?not|i can't|i will not|i won't|i am not able|i'm not able|i am unable"
-    r"|i'm unable|lo siento|no puedo|no voy a|no te ayudar)\b",
+    r"\b(?:(?:i am|i['’]m) (?:sorry|not able|unable)|sorry, but|i can ?not|i can['’]t|i will not|i won['’]t"
+    r"|i must decline|i (?:have to|must) refuse|i refuse to|i do not help with"
+    r"|lo siento|no puedo|no voy a|no te ayudaré|me niego a)\b",
     re.IGNORECASE,
 )
 _HOW_FAR = 120  # characters: what is refused is refused at once

@@ -40,3 +40,4 @@ def test_answers_to_different_problems_are_refused() -> None:
 def test_the_rule_names_the_two_models_it_looks_at() -> None:
     assert "the first sample of base is wrong and that of R1 is right" in rule("base", "R1", 2)
     assert "the first problem," in rule("base", "R1", 1)
+    assert rule("base", "base", 2) == "Of each task the first 2 problems, in the order of the held-out set."

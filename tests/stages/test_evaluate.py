@@ -90,17 +90,17 @@ def test_every_model_is_tried_on_every_task_and_the_same_prompts_are_kept(contex
     entry = run_evaluate(exam(), here)
     assert [(one["model"], one["label"]) for one in entry["checkpoints"]] == [("one", "one"), ("two", "the second")]
     for one in entry["checkpoints"]:
-        assert one["num_parameters"] > 0 and list(one["tasks"]) == ["sums", "general"]
+        assert one["num_parameters"] > 0 and list(one["tasks"]) == ["general", "sums"]
         assert one["tasks"]["sums"]["num_problems"] == 3 and one["tasks"]["general"]["num_problems"] == 4
     assert [(row["model"], row["task"], row["step"]) for row in rows(here)] == [
-        ("one", "sums", 0), ("one", "general", 1), ("two", "sums", 2), ("two", "general", 3),
+        ("one", "general", 0), ("one", "sums", 1), ("two", "general", 2), ("two", "sums", 3),
     ]  # fmt: skip
     assert {row["kind"] for row in rows(here)} == {"evaluation"}
-    assert [shown["task"] for shown in entry["same_prompts"]] == ["sums", "general"]
+    assert [shown["task"] for shown in entry["same_prompts"]] == ["general", "sums"]
     for shown in entry["same_prompts"]:
         assert [answer["model"] for answer in shown["answers"]] == list(NAMES)
     assert "the second" in entry["same_prompts_rule"] and entry["evaluations"] == []
-    assert entry["same_prompts"][0]["kind"] == "" != entry["same_prompts"][1]["kind"]
+    assert entry["same_prompts"][1]["kind"] == "" != entry["same_prompts"][0]["kind"]
     assert (here.run.path / "evaluations" / "exam" / "two" / "sums.jsonl").exists()
     json.dumps(entry)
 
@@ -132,6 +132,22 @@ def test_what_is_kept_is_read_back_without_the_weights(context: Context, models:
         assert without_time(run_evaluate(exam(models=["one"], labels={}), here)) == without_time(entry)
     finally:
         weights.write_bytes(content)
+
+
+def test_the_order_of_the_tables_changes_nothing(context: Context) -> None:
+    one, other = context("one"), context("other")
+    stage = exam()
+    turned = stage.model_copy(update={"tasks": dict(reversed(stage.tasks.items()))})
+    assert without_time(run_evaluate(stage, one)) == without_time(run_evaluate(turned, other))
+    assert rows(one) == rows(other)
+
+
+def test_corrections_are_judged_by_what_the_task_knows(context: Context) -> None:
+    entry = run_evaluate(exam(models=["one"], labels={}), context())
+    tasks = entry["checkpoints"][0]["tasks"]
+    assert tasks["sums"]["repair"]["marked"] == 0, "a random model corrects nothing"
+    assert tasks["general"]["repair"] is None is tasks["sums"]["by_kind"]
+    assert tasks["general"]["by_kind"]
 
 
 def test_a_damaged_result_is_refused_with_its_place(context: Context) -> None:
