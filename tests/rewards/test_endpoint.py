@@ -166,10 +166,10 @@ def test_one_bad_conversation_fails_alone() -> None:
 
 
 def test_a_slow_server_is_not_waited_for_longer_than_the_timeout() -> None:
-    with FaultServer(lambda asked: slow(3, ok("late"))) as server, endpoint(server.url, timeout=0.2) as model:
+    with FaultServer(lambda asked: slow(20, ok("late"))) as server, endpoint(server.url, timeout=0.2) as model:
         began = time.monotonic()
         (found,) = ask(model, "q")
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 15
     assert "no reply within 0.2 s" in reason(found) and len(server.asked) == 3
 
 
@@ -177,7 +177,7 @@ def test_a_server_that_sends_byte_by_byte_is_not_waited_for_either() -> None:
     with FaultServer(lambda asked: drip(0.05)) as server, endpoint(server.url, timeout=0.3, num_tries=1) as model:
         began = time.monotonic()
         (found,) = ask(model, "q")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20  # the whole response takes 50
     assert "no reply within 0.3 s" in reason(found)
 
 
@@ -202,7 +202,7 @@ def test_an_endpoint_that_asks_for_too_much_patience_is_given_up(value: str) -> 
     ):
         began = time.monotonic()
         (found,) = ask(model, "q")
-    assert time.monotonic() - began < 2 and len(server.asked) == 1
+    assert time.monotonic() - began < 60 and len(server.asked) == 1
     assert "patience" in reason(found)
 
 
@@ -230,7 +230,7 @@ def test_a_huge_body_is_not_read_to_its_end() -> None:
         began = time.monotonic()
         (found,) = ask(model, "q")
     assert "longer than 300000 bytes" in reason(found)
-    assert time.monotonic() - began < 3 and len(server.asked) == 1
+    assert time.monotonic() - began < 60 and len(server.asked) == 1
 
 
 def test_a_compressed_body_is_never_unpacked() -> None:
@@ -268,11 +268,15 @@ def test_a_thousand_items_never_exceed_the_bound_even_from_several_threads() -> 
 
 
 def test_a_server_that_dies_midway_leaves_reasons_and_nothing_hangs() -> None:
-    with FaultServer(lambda asked: slow(0.01, ok("fine"))) as server, endpoint(server.url, concurrency=4) as model:
-        threading.Timer(0.2, server.kill).start()
+    def behave(asked: Asked) -> Act:
+        if asked.number == 40:
+            threading.Thread(target=server.kill).start()  # of its own: it waits until no request is in hand
+        return slow(0.01, ok("fine"))
+
+    with FaultServer(behave) as server, endpoint(server.url, concurrency=4) as model:
         began = time.monotonic()
         found = ask(model, *map(str, range(1000)))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     failed = [one for one in found if isinstance(one, GradingError)]
     assert 0 < len(failed) < 1000
     assert all(str(one) for one in failed)
@@ -293,12 +297,18 @@ def test_an_endpoint_that_comes_back_is_asked_again_after_a_rest() -> None:
 
 
 def test_closing_ends_the_thread_and_asking_again_starts_a_new_one() -> None:
+    before = set(threading.enumerate())  # a test before this one may still be ending its own
+
+    def started() -> set[threading.Thread]:
+        return {thread for thread in set(threading.enumerate()) - before if thread.name == "endpoint"}
+
     with FaultServer(lambda asked: ok("fine")) as server:
         model = endpoint(server.url)
         assert ask(model, "a") == ["fine"]
+        assert len(started()) == 1
         model.close()
         model.close()
-        assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
+        assert not started()
         assert ask(model, "b") == ["fine"]
         model.close()
 

@@ -100,10 +100,10 @@ def test_each_verdict_of_the_scale_has_its_number(label: str, value: int) -> Non
     ],
 )
 def test_what_is_no_verdict_is_never_guessed(reply: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(GradingError):
         parse_pair_verdict(reply)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_what_the_judge_thinks_is_no_verdict() -> None:
@@ -160,10 +160,10 @@ def test_the_last_json_object_with_a_verdict_counts(reply: str, value: int) -> N
     ],
 )
 def test_what_cannot_be_read_as_a_verdict_is_a_failure(reply: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(GradingError):
         parse_point_verdict(reply)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 @given(st.text(max_size=200))

@@ -57,7 +57,7 @@ def test_time_on_the_clock_is_bounded(executor: PipeExecutor):
     for program in ("while True: pass", "import time; time.sleep(60)"):
         started = time.monotonic()
         assert executor.run(program, limits=QUICK).ended == "timeout"
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
 
 
 def test_time_of_the_processor_is_bounded(executor: PipeExecutor):

@@ -86,11 +86,11 @@ def test_a_hostile_or_malformed_expression_scores_zero_at_once_and_runs_nothing(
     answer: str, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    started = time.perf_counter()
+    started = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Countdown().grade(PUZZLE, answer) == 0.0
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert not list(tmp_path.iterdir())
 
 
@@ -220,9 +220,9 @@ def test_any_text_has_a_label_for_each_step(text: str) -> None:
 
 
 def test_a_step_of_endless_digits_takes_no_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     step_labels_of(make_task("arithmetic_chain", {}), SUM, "1+" * 50_000 + "9" * 50_000)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 @pytest.mark.parametrize("name", ["countdown", "verse"])

@@ -185,7 +185,7 @@ def test_a_formula_that_would_not_end_is_wrong_at_once(name: str, text: str) -> 
     problem = task.problem("train", 0)
     begin = time.monotonic()
     assert task.grade(problem, text) == 0.0
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 @pytest.mark.parametrize("text", ["x.real", "x[0]", "'a'", "open(x)", "_", "x__y", "lambda: 1", 'f"x"', "x;y", "{x}"])

@@ -120,6 +120,6 @@ def test_an_integer_is_one_number_and_nothing_else(text: str, value: int | None)
 
 def test_hostile_tags_are_read_in_linear_time():
     """I41: a hundred thousand unclosed answers are refused at once."""
-    started = time.perf_counter()
+    started = time.process_time()
     assert parse_completion("<answer>" * 100_000).answer is None
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

@@ -120,9 +120,9 @@ def test_a_marker_without_a_result_before_or_after_corrects_nothing() -> None:
     ids=lambda text: text[:8].strip() or "spaces",
 )  # fmt: skip
 def test_hostile_text_takes_linear_time(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     behaviour(text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @given(st.text(alphabet="Wait, 8-2=6\nCheck:YsNo.<>think/ñí", max_size=200))

@@ -39,6 +39,6 @@ def test_of_the_bundled_task_exactly_the_good_answers_to_harmful_requests_are_re
 
 
 def test_hostile_text_takes_no_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     is_refusal("i am " * 100_000)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
