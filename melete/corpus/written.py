@@ -14,8 +14,8 @@ from melete.tasks.countdown import PREGUNTAS as COUNTDOWN_ES
 from melete.tasks.countdown import QUESTIONS as COUNTDOWN_EN
 from melete.tasks.countdown import draw_puzzle, list_numbers, puzzle_text
 from melete.tasks.exchanges import KINDS
-from melete.tasks.general import ASKED, General, good_answer
-from melete.types import Demonstration, Message
+from melete.tasks.general import ASKED, General, deciding_words, good_answer
+from melete.types import Demonstration, Message, Problem
 
 CLEAN = TraceSettings(slip=0.0, slip_in_check=0.0, check=0.25)
 _MAX_TRIES = 50  # draws in a row that were all written before
@@ -56,22 +56,33 @@ def general_example(source: random.Random) -> tuple[str, str]:
 def lesson(source: random.Random) -> tuple[str, str]:
     """The right answer to a question of fact and an answer to be judged, with the verdict; about half are right."""
     task = General(kinds="fact", seed=source.getrandbits(40))
-    problem = task.problem("train", 0)
-    answer = problem.gold if source.random() < 0.5 else _wrong_answer(problem.gold, source)
+    problem, other = task.problem("train", 0), task.problem("train", 1)
+    answer = problem.gold if source.random() < 0.2 else _doubtful_answer(problem, other, source)
     (message,) = short_point_messages(problem.messages, problem.gold, answer)
     return message.content, "Yes" if task.grade(problem, answer) == 1.0 else "No"
 
 
-def _wrong_answer(gold: str, source: random.Random) -> str:
-    """An answer to something else, or the right one with a word lost, doubled or replaced."""
-    other = general_example(source)[1]
-    words = gold.split()
-    place = source.randrange(len(words))
-    damage = source.random()
-    if damage < 0.7 or len(words) < 3:
-        return other
-    replaced = {0: [], 1: [words[place], words[place]], 2: [source.choice(other.split())]}[source.randrange(3)]
-    return " ".join([*words[:place], *replaced, *words[place + 1 :]])
+def _doubtful_answer(problem: Problem, other: Problem, source: random.Random) -> str:
+    """As a model errs: another fact's word in the right sentence, an answer to something else, words lost or added."""
+    words, strange, kind = problem.gold.split(), general_example(source)[1], source.random()
+    if kind < 0.3 or len(words) < 3:
+        return strange
+    if kind < 0.6:
+        decides, wrong = (deciding_words(p.gold, p.messages[-1].content) for p in (problem, other))
+        put = next(word.strip(".,") for word in other.gold.split() if word.strip(".,").lower() in wrong)
+        return " ".join(
+            put + word[len(word.rstrip(".,")) :] if word.strip(".,").lower() in decides else word for word in words
+        )
+    for _ in range(source.randint(1, 2)):
+        place = source.randrange(len(words))
+        replaced = (
+            [],
+            [words[place]] * 2,
+            [words[place], source.choice(strange.split())],
+            [source.choice(strange.split())],
+        )
+        words[place : place + 1] = source.choice(replaced)
+    return " ".join(words)
 
 
 WRITERS: Mapping[str, Callable[[random.Random], tuple[str, str]]] = {

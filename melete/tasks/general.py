@@ -111,8 +111,17 @@ def _words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text)]
 
 
+def deciding_words(reference: str, prompt: str) -> set[str]:
+    """The words of a right answer that decide a question of fact: neither asked with nor small.
+
+    >>> deciding_words("The colour of the sky is blue.", "What colour is the sky?")
+    {'blue'}
+    """
+    return set(_words(reference)) - set(_words(prompt)) - _SMALL
+
+
 def _decided(text: str, reference: str, prompt: str) -> float:
-    words, wanted = _words(text), set(_words(reference)) - set(_words(prompt)) - _SMALL
+    words, wanted = _words(text), deciding_words(reference, prompt)
     if len(words) > _MAX_LENGTH * len(_words(reference)):
         return 0.0
     return len(wanted & set(words)) / len(wanted)
