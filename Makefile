@@ -16,7 +16,7 @@ run: $(VENV)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/melete run r1-tiny
 
 test: $(VENV)/.installed-test
-	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile # a process for each of two cores
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -78,7 +78,7 @@ SHORT["r1-tiny"] = (
     *(f"{name}.num_prompts=24" for name in ("zero_samples", "reasoning", "judged", "r1_samples", "pairs", "labels")),
     *(f"{name}.require_thought=false" for name in ("zero_samples", "reasoning", "r1_samples")),
     "written.rows={ chains = 8, chains_es = 8, countdowns = 4, general = 8 }",
-    "lessons.rows.judgements=200",
+    "lessons.rows.judgements=48",
     "general.rows.general=24",
     # a judge that has learnt for so short a time may keep nothing
     "judged.min_score=0.0",

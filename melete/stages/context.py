@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from melete.live import View
 from melete.models.load import load_model, load_tokenizer
 from melete.runs.directory import RunDirectory
 from melete.schema import Recipe
-from melete.threads import threads_for
+from melete.threads import num_threads, threads_for, usable_cores
 
 
 class Interrupted(KeyboardInterrupt):
@@ -44,5 +45,5 @@ class StageContext:
 
 
 def fit_threads(model: PreTrainedModel) -> None:
-    """Sets the number of threads that suits the model's size."""
-    torch.set_num_threads(threads_for(model.num_parameters(), torch.get_num_threads()))
+    """Sets the number of threads that suits the model's size, whatever a stage before needed."""
+    torch.set_num_threads(threads_for(model.num_parameters(), num_threads(os.environ, usable_cores())))

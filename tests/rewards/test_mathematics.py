@@ -627,9 +627,9 @@ def test_thousands_of_plain_integers_per_second():
     """More than 10,000 on an idle core, extraction included; the bound is for a noisy machine."""
     reward = math_accuracy()
     rollouts = [rollout(rf"<think>{i}+1</think>So it is \boxed{{{i % 2_000}}}.", str(i)) for i in range(4_000)]
-    start = time.monotonic()
+    start = time.process_time()
     assert sum(map(reward, rollouts)) == 2_000
-    assert 4_000 / (time.monotonic() - start) >= 2_000
+    assert 4_000 / (time.process_time() - start) >= 2_000
 
 
 SLOW = "x^{" * 20 + "2" + "}" * 20
