@@ -17,17 +17,13 @@ from melete.tasks.exchanges import KINDS
 from melete.tasks.general import ASKED, General, deciding_words, good_answer
 from melete.types import Demonstration, Message, Problem
 
-# a thought says in the reader's language what it does: lines of numbers alone are in no language
-OPENINGS = {
-    "en": ("I go from left to right.", "I take one number at a time.", "I work it out step by step."),
-    "es": ("Voy de izquierda a derecha.", "Tomo un número cada vez.", "Lo hago paso a paso."),
-}
-CLEAN = TraceSettings(slip=0.0, slip_in_check=0.0, check=0.25)
+# readable: no slips, and more often than not a check, which has words, and words have a language
+CLEAN = TraceSettings(slip=0.0, slip_in_check=0.0, check=0.6)
 _MAX_TRIES = 50  # draws in a row that were all written before
 
 
 def chain_example(source: random.Random, language: str = "en") -> tuple[str, str]:
-    """A sum of four to six numbers with a thought that opens in the language of the question, without a slip."""
+    """A sum of four to six numbers with a thought in the language of the question, without a slip."""
     chain = draw_from_split(
         "train",
         lambda: draw_chain(source, source.randint(4, 6), max_number=15, max_total=60),
@@ -35,7 +31,7 @@ def chain_example(source: random.Random, language: str = "en") -> tuple[str, str
     )
     thought, answer = think_chain(chain, source, CLEAN, language)
     question = source.choice(PREGUNTAS if language == "es" else QUESTIONS).format(chain.text)
-    return question, with_thought(f"{source.choice(OPENINGS[language])}\n{thought}", str(answer))
+    return question, with_thought(thought, str(answer))
 
 
 def countdown_example(source: random.Random) -> tuple[str, str]:
@@ -48,7 +44,6 @@ def countdown_example(source: random.Random) -> tuple[str, str]:
     language = "es" if source.random() < 0.2 else "en"
     template = source.choice(COUNTDOWN_ES if language == "es" else COUNTDOWN_EN)
     thought = think_countdown(numbers, gold, target, source, max_misses=1, language=language)
-    thought = f"{source.choice(OPENINGS[language])}\n{thought}"
     return template.format(target=target, numbers=list_numbers(numbers)), with_thought(thought, gold)
 
 
