@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 
 from melete.live import View
-from melete.models.load import resolve_model
+from melete.models.card import Card, licence_of, write_card
+from melete.models.places import resolve_model
 from melete.report.build import build_report
 from melete.runs.artefacts import (
     changes,
@@ -129,10 +130,27 @@ def _finished_or_run(stage: Any, recipe: Recipe, context: StageContext, forced: 
     elif last_step(run.path, name) is None:
         run.truncate_metrics(name, 0)  # a stage without checkpoints starts from nothing
     entry = RUNNERS[stage.kind](stage, context)
+    if entry.get("model"):
+        _write_card(stage, recipe, context, entry)
     begun = read_begun(run.path, name)
     assert begun is not None
     write_record(run.path, name, begun, entry)
     context.view.stage_finished(name, what_was_learnt([entry]))
+
+
+def _write_card(stage: Any, recipe: Recipe, context: StageContext, entry: Mapping[str, Any]) -> None:
+    """The card of what a stage made; a base made from nothing has none to take a licence from."""
+    base = getattr(stage, "model", "")
+    card = Card.of_stage(
+        stage.model_dump(mode="json"),
+        recipe=recipe.name,
+        seed=recipe.seed,
+        base=base,
+        licence=licence_of(context.model_path(base)) if base else "",
+        data=[*stage.reads_data(), *(f"task {task.name}" for task in stage.task_tables().values())],
+        entry=entry,
+    )
+    write_card(card, context.run.path / str(entry["model"]))
 
 
 def _write_summary(recipe: Recipe, run: RunDirectory, command: str) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from melete.schema import BUNDLED_MODELS, Problem, Recipe, Stage
+from melete.models.places import BUNDLED, missing_model
+from melete.schema import Problem, Recipe, Stage
 from melete.suggest import did_you_mean
 
 MODEL_KEYS = ("model", "models", "teacher", "reference", "reward_model", "step_rewards", "tokenizer")
@@ -62,7 +63,7 @@ def graph_problems(recipe: Recipe) -> Iterator[Problem]:
 def _model_problems(recipe: Recipe, index: int) -> Iterator[Problem]:
     """Models that no earlier stage makes and that are nowhere on disk."""
     stage, makes = recipe.stages[index], {other.name: other.makes for other in recipe.stages[:index]}
-    known = [*BUNDLED_MODELS, *(name for name, kind in makes.items() if kind in ("model", "reward model"))]
+    known = tuple(name for name, kind in makes.items() if kind in ("model", "reward model"))
     for name in dict.fromkeys(stage.reads()):
         key = _key_of(stage, name, MODEL_KEYS)
         if name in _not_before(recipe, index):
@@ -70,8 +71,8 @@ def _model_problems(recipe: Recipe, index: int) -> Iterator[Problem]:
         elif name in makes:
             if why := _wrong_model(stage, key, name, makes[name]):
                 yield key, why
-        elif name not in BUNDLED_MODELS and not Path(name).is_dir():
-            yield key, f"{name!r} is neither a directory nor a known model; {did_you_mean(name, known)}"
+        elif why := missing_model(name, known):
+            yield key, why
 
 
 def _data_problems(recipe: Recipe, index: int) -> Iterator[Problem]:
@@ -165,7 +166,7 @@ def _copy_problems(recipe: Recipe) -> Iterator[Problem]:
             other = copies.setdefault(Path(out).resolve(), stage.name)
             if other != stage.name:
                 yield f"{stage.name}.out", f"{other} writes this directory too; choose another"
-    names = {stage.name for stage in recipe.stages} | set(BUNDLED_MODELS)
+    names = {stage.name for stage in recipe.stages} | set(BUNDLED)
     for stage in recipe.stages:
         for name in dict.fromkeys(stage.reads()):
             maker = copies.get(Path(name).resolve()) if name not in names else None

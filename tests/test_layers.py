@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "corpus": LEAVES | {"text", "tasks", "rewards.judge_prompts"},
     "models": LEAVES | CORE | CONTENT | {"runs.atomic"},
     "sampling": LEAVES | CORE | CONTENT,
-    "learning": LEAVES | CORE | CONTENT,
+    # an adapter switched off is the reference
+    "learning": LEAVES | CORE | CONTENT | {"models.adapters"},
     "runs": LEAVES,
     "evaluation": LEAVES | CONTENT | {"runs", "sampling.protocol", "sampling.keys"},
     # loops see samplers and learners through their protocols only; pretraining balances its own routers
@@ -55,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     # what a recipe may say: the tables of names are looked up when a recipe is read
     "schema": LEAVES,
     "recipe_checks": LEAVES | {"schema"},
-    "recipe_graph": LEAVES | {"schema"},
+    # which names are models is told without torch
+    "recipe_graph": LEAVES | {"schema", "models.places"},
     "recipe_names": LEAVES | {"schema", "algorithms", "rewards", "tasks"},
     "recipe_lines": set(),
     "config": LEAVES | {"schema", "recipe_checks", "recipe_graph", "recipe_names", "recipe_lines"},
@@ -68,7 +70,8 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": BELOW_STAGES | {"schema", "states", "stages", "live", "report"},
     "cli": LEAVES
     | {"schema", "config", "pipeline", "states", "live", "report", "threads", "algorithms", "tasks", "rewards"}
-    | {"planning", "cli_errors", "cli_runs"},
+    | {"planning", "cli_errors", "cli_runs", "cli_models"},
+    "cli_models": LEAVES | {"cli_errors", "models"},
     "cli_errors": LEAVES,
     "cli_runs": LEAVES | {"cli_errors", "runs", "live", "evaluation.again", "models", "tasks", "planning.graph"},
 }

@@ -19,6 +19,7 @@ from melete.functional.value import value_loss
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import plain_head, score, score_batch
 from melete.learning.updater import OneModel, Updater
+from melete.models.adapters import has_adapter, without_adapter
 
 
 class LocalLearner(OneModel):
@@ -55,8 +56,12 @@ class LocalLearner(OneModel):
     def ref_logprobs(self, batch: Batch | TrainBatch) -> Tensor:
         """Log-probs [B, T] by the reference.
 
-        That is the model given at the start, else the policy as it was when one was first asked for, or last refreshed.
+        That is the model given at the start, else the policy as it was when one was first asked for, or last refreshed;
+        of a policy with an adapter it is the policy without.
         """
+        if self.reference is None and has_adapter(self.model):
+            with without_adapter(self.model):
+                return self.logprobs(batch)
         if self.reference is None:
             self.refresh_reference()
         assert self.reference is not None

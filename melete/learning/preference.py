@@ -17,10 +17,11 @@ from melete.functional.preference import kto_baseline
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import score, score_batch
 from melete.learning.updater import OneModel, Updater
+from melete.models.adapters import has_adapter, without_adapter
 
 
 class PreferenceLearner(OneModel):
-    """Updates `model` in place; the reference is the model as it was at the start.
+    """Updates `model` in place; the reference is the model as it was at the start, or without its adapter.
 
     `temperature` divides the logits of the policy and of the reference alike.
     """
@@ -36,10 +37,13 @@ class PreferenceLearner(OneModel):
     ) -> None:
         self.model, self.max_tokens, self.temperature = model, max_tokens_per_microbatch, temperature
         self.updater = Updater(model, optimizer, after_step=after_step)
-        self.reference = copy.deepcopy(model).requires_grad_(False)
+        self.reference = None if has_adapter(model) else copy.deepcopy(model).requires_grad_(False)
 
     def ref_sums(self, rows: TokenRows) -> Tensor:
         """The reference's log-probs summed over each completion [B]: fixed, so they are computed once and kept."""
+        if self.reference is None:
+            with without_adapter(self.model):
+                return score_batch(self.model, rows, self.max_tokens, self.temperature).sum(dim=1)
         return score_batch(self.reference, rows, self.max_tokens, self.temperature).sum(dim=1)
 
     def update_pairs(self, batch: PairBatch, algorithm: PreferenceAlgorithm) -> dict[str, float]:
@@ -97,9 +101,11 @@ class PreferenceLearner(OneModel):
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer, place in the schedule and reference; not copies."""
-        return super().state_dict() | {"reference": self.reference.state_dict()}
+        reference = None if self.reference is None else self.reference.state_dict()
+        return super().state_dict() | {"reference": reference}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to a saved state, bit for bit."""
         super().load_state_dict(state)
-        self.reference.load_state_dict(state["reference"])
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,19 @@ from torch import Tensor
 
 from melete.errors import TrainingError
 from melete.learning.optimizer import OptimizerSettings, lr_at, make_optimizer
+
+
+@contextmanager
+def _checkpointed(model: torch.nn.Module) -> Iterator[None]:
+    """Layers for which gradient checkpointing was enabled do it only while they are told that they are in training."""
+    layers = [layer for layer in model.modules() if getattr(layer, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.training = True  # of the layer alone: what is in it stays in evaluation mode, without dropout
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
 
 
 class Updater:
@@ -39,10 +53,11 @@ class Updater:
         self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
         total, is_empty = 0.0, True
-        for loss in losses:
-            if loss.requires_grad:
-                loss.backward()
-            total, is_empty = total + loss.item(), False
+        with _checkpointed(self.model):
+            for loss in losses:
+                if loss.requires_grad:
+                    loss.backward()
+                total, is_empty = total + loss.item(), False
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
@@ -62,17 +77,27 @@ class Updater:
         self.num_updates += 1
         return metrics
 
+    @property
+    def _is_partly_frozen(self) -> bool:
+        return not all(parameter.requires_grad for parameter in self.model.parameters())
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, or those that are trained where others are frozen; not copies."""
+        if not self._is_partly_frozen:
+            return self.model.state_dict()
+        return {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer and place in the schedule; not copies."""
         return {
-            "model": self.model.state_dict(),
+            "model": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "num_updates": self.num_updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to a saved state, bit for bit."""
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=not self._is_partly_frozen)
         self.optimizer.load_state_dict(state["optimizer"])
         self.num_updates = state["num_updates"]
 
@@ -83,8 +108,8 @@ class OneModel:
     updater: Updater
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name; not copies."""
-        return self.updater.model.state_dict()
+        """What is trained, by name; not copies."""
+        return self.updater.weights()
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer and place in the schedule; not copies."""

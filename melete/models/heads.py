@@ -7,6 +7,7 @@ hide the end of every row from it, so a scalar model has a pad token that ends n
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.utils import logging
 
 from melete.errors import ModelError
-from melete.models.load import DAMAGED, load_tokenizer, resolve_model
+from melete.models.adapters import is_adapter
+from melete.models.load import DAMAGED, Device, load_model, load_tokenizer, pick_device, resolve_model
 
 HEAD = "score.weight"
 
 
-def new_scalar_model(directory: str | Path, *, seed: int = 0, init_scale: float = 0.0) -> PreTrainedModel:
+def new_scalar_model(
+    directory: str | Path, *, seed: int = 0, init_scale: float = 0.0, device: Device = "auto"
+) -> PreTrainedModel:
     """A model with one number per token, in evaluation mode; its trunk has the weights of the model in `directory`.
 
     The head of a reward model found there is kept. A new one is drawn with `seed` from a normal distribution with
@@ -32,15 +36,16 @@ def new_scalar_model(directory: str | Path, *, seed: int = 0, init_scale: float 
     serve for padding. Code in the directory is never run.
     """
     path = resolve_model(str(directory))
-    model, missing = _load(path, num_labels=1)
+    with _whole(path) as whole:
+        model, missing = _load(whole, num_labels=1)
     _refuse_missing(missing - {HEAD}, path)
     if HEAD in missing:
         _start_head(model, seed, init_scale)
     model.config.get_text_config().pad_token_id = _pad_token_id(model, load_tokenizer(path), path)
-    return model
+    return model.to(pick_device(device))
 
 
-def load_scalar_model(directory: str | Path) -> PreTrainedModel:
+def load_scalar_model(directory: str | Path, *, device: Device = "auto") -> PreTrainedModel:
     """A reward model or critic in evaluation mode.
 
     Raises `ModelError` when the directory cannot be used or holds a model without the head. Code in it is never run.
@@ -51,7 +56,7 @@ def load_scalar_model(directory: str | Path) -> PreTrainedModel:
         remedy = "train one with a stage of kind reward_model"
         raise ModelError("this model has no head for scores: it is no reward model", place=str(path), remedy=remedy)
     _refuse_missing(missing, path)
-    return model
+    return model.to(pick_device(device))
 
 
 def scalar_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -61,6 +66,17 @@ def scalar_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     if pad is not None and pad != changed.pad_token_id:
         changed.pad_token = changed.convert_ids_to_tokens(pad)
     return changed
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A directory with all weights: that of an adapter is put together with its base for the time being."""
+    if not is_adapter(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as room:
+        load_model(path, device="cpu", dtype="float32").save_pretrained(room)
+        yield Path(room)
 
 
 def _load(path: Path, **settings: Any) -> tuple[PreTrainedModel, set[str]]:

@@ -33,7 +33,9 @@ class RouterBalancer:
 
     def __init__(self, model: nn.Module, rate: float = 0.001) -> None:
         self.rate = rate
-        self.routers = [m for m in model.modules() if isinstance(getattr(m, "e_score_correction_bias", None), Tensor)]
+        with_bias = [m for m in model.modules() if isinstance(getattr(m, "e_score_correction_bias", None), Tensor)]
+        # a frozen router, as beside an adapter, is left as it is
+        self.routers = [m for m in with_bias if any(p.requires_grad for p in m.parameters())]
         self.loads = [torch.zeros_like(_bias(router)) for router in self.routers]
         self.is_real: Tensor | None = None  # [B * T] of the forward pass under way
         self.pad_token_id: int | None = getattr(getattr(model, "config", None), "pad_token_id", None)

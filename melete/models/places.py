@@ -1,26 +1,63 @@
-"""Where models lie: the bundled ones by name, any other by its directory. Loads no torch."""
+"""Where models lie: bundled ones and fetched ones by name, any other by its directory. Loads no torch."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
 from melete.errors import ModelError
+from melete.suggest import did_you_mean
 
 BUNDLED = {"tiny": "tiny-base", "student-qwen": "student-qwen", "student-llama": "student-llama"}
+FETCHED = ("smollm2-135m",)
+"""Models that `melete models get` fetches and converts once."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+ADAPTER = "adapter_config.json"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """MELETE_CACHE, else `melete` in XDG_CACHE_HOME, which is ~/.cache unless it is set.
+
+    >>> cache_directory({"XDG_CACHE_HOME": "/c"}).as_posix(), cache_directory({"MELETE_CACHE": "/m"}).as_posix()
+    ('/c/melete', '/m')
+    """
+    if own := environment.get("MELETE_CACHE"):
+        return Path(own)
+    base = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "melete"
+
+
+def fetched_directory(name: str) -> Path:
+    """Where a fetched model lies, or would lie; a name of the hub's keeps its owner."""
+    return cache_directory() / "models" / name.replace("/", "--")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form owner/name.
+
+    >>> is_hub_name("HuggingFaceTB/SmolLM2-135M"), is_hub_name("runs/a/models/b")
+    (True, False)
+    """
+    return _HUB_NAME.fullmatch(name) is not None
 
 
 def resolve_model(name: str) -> Path:
-    """The directory of a bundled model or the path itself.
+    """The directory of a bundled or fetched model, or the path itself.
 
     Raises `ModelError` when there is nothing there, no configuration or no weights.
     """
-    path = Path(str(resources.files("melete"))) / "data" / BUNDLED[name] if name in BUNDLED else Path(name)
-    if not path.is_dir():
-        raise ModelError(
-            "there is no such model directory", place=str(path), remedy=f"a path, or one of {', '.join(BUNDLED)}"
-        )
+    if name in BUNDLED:
+        return Path(str(resources.files("melete"))) / "data" / BUNDLED[name]
+    if why := missing_model(name):
+        raise ModelError(why, place=name, remedy=f"a directory, or one of {', '.join((*BUNDLED, *FETCHED))}")
+    fetched = fetched_directory(name)
+    path = fetched if not Path(name).is_dir() else Path(name)
+    if (path / ADAPTER).is_file():
+        return path
     if not (path / "config.json").is_file():
         raise ModelError(
             "this directory has no config.json", place=str(path), remedy="save the model with save_pretrained"
@@ -29,3 +66,16 @@ def resolve_model(name: str) -> Path:
         remedy = "save the model as safetensors (model.save_pretrained); other formats can run code and are not read"
         raise ModelError("this directory has no weights (*.safetensors)", place=str(path), remedy=remedy)
     return path
+
+
+def missing_model(name: str, known: tuple[str, ...] = ()) -> str:
+    """Why a name is that of no model on this machine; empty if it is one. `known` are further names that would do."""
+    if name in BUNDLED or Path(name).is_dir():
+        return ""
+    if name in FETCHED or is_hub_name(name):
+        if fetched_directory(name).is_dir():
+            return ""
+        if name in FETCHED:
+            return f"{name} is not on this machine yet; get it with: melete models get {name}"
+        return f"{name!r} is no directory; if it is on the Hugging Face hub, get it with: melete models get {name}"
+    return f"{name!r} is neither a directory nor a known model; {did_you_mean(name, [*BUNDLED, *FETCHED, *known])}"

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from melete.errors import RunError
+from melete.models.places import cache_directory
 from melete.planning.estimate import Lengths, Speed
 from melete.runs.atomic import json_text, write_atomically
 
@@ -32,9 +33,8 @@ class Kept:
 
 
 def directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """`melete/measured` in XDG_CACHE_HOME, by default ~/.cache."""
-    base = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "melete" / "measured"
+    """`measured` in the user's cache."""
+    return cache_directory(environment) / "measured"
 
 
 def read(folder: Path, key: str) -> Kept:

@@ -9,7 +9,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 Problem: TypeAlias = tuple[str, str]  # a key below the settings object, and what is wrong with it
 Artefact: TypeAlias = Literal["model", "reward model", "data", "nothing"]
-BUNDLED_MODELS = ("tiny", "student-qwen", "student-llama")
 
 
 def _whole(value: Any) -> Any:
@@ -113,12 +112,37 @@ class Stage(Settings):
         return []
 
 
+class AdapterSettings(Settings):
+    """A low-rank adapter (LoRA) that is trained in place of the model's own weights; needs the extra `lora`."""
+
+    rank: Count = 16
+    """Rank of the two matrices."""
+    alpha: Positive = 32.0
+    """The adapter is scaled by alpha / rank, or by alpha / sqrt(rank) if it is rank-stabilised."""
+    target_modules: list[str] = []
+    """Last parts of the names of the linear layers that are adapted; empty for all but the heads."""
+    rank_stabilised: bool = False
+    """Scale by the root of the rank (rsLoRA), which keeps large ranks from learning more slowly."""
+    merge: bool = True
+    """Whether the stage leaves a whole model; if not, the adapter alone, which belongs to the model it started from."""
+
+
 class TrainingStage(Stage):
     """What every stage has that updates a model."""
 
     makes: ClassVar[Artefact] = "model"
     model: Annotated[str, Field(min_length=1)] = "tiny"
     """The model to start from: a bundled name, an earlier stage's name, or a directory in Hugging Face format."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model works; auto is CUDA, else MPS, else the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the weights; auto is bfloat16 on CUDA where the GPU has it, else float32."""
+    chat_template: str = "auto"
+    """How turns look: the model's own, or one that fits its tokens; else plain, chatml, llama3 or a file."""
+    adapter: AdapterSettings | None = None
+    """Train a low-rank adapter; none trains all weights."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time, the same gradients."""
     lr: Positive = 2e-4
     """Highest learning rate."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -11,9 +11,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from melete.live import View
-from melete.models.load import load_model, load_tokenizer
+from melete.models.adapters import LoRA, add_adapter, has_adapter, merge_adapter, save_adapter
+from melete.models.load import load_model, load_tokenizer, refuse_mismatch, save_model
 from melete.runs.directory import RunDirectory
-from melete.schema import Recipe
+from melete.schema import Recipe, TrainingStage
 from melete.threads import num_threads, threads_for, usable_cores
 
 
@@ -35,6 +36,35 @@ class StageContext:
     model_path: Callable[[str], Path]
     data_path: Callable[[str], Path]
     run_recipe: Callable[[Recipe, Path], None]
+
+    def policy(self, stage: TrainingStage) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+        """Tokenizer and model that a stage trains, as its settings want them; sets the number of threads."""
+        source = self.model_path(stage.model)
+        model = load_model(source, device=stage.device, dtype=stage.dtype)
+        tokenizer = load_tokenizer(source, chat_template=stage.chat_template)
+        refuse_mismatch(model, tokenizer, stage.model)
+        self.prepare(stage, model)
+        return tokenizer, model
+
+    def prepare(self, stage: TrainingStage, model: PreTrainedModel) -> None:
+        """Adds the adapter and the checkpoints of activations that a stage asks for; sets the number of threads."""
+        fit_threads(model)
+        if stage.adapter:
+            chosen = stage.adapter.model_dump(exclude={"merge"})
+            add_adapter(model, LoRA(**chosen), seed=self.seed)
+        if stage.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def keep(self, stage: TrainingStage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Saves what a stage has trained under its name: a whole model, or an adapter apart from its base."""
+        directory = self.run.models / stage.name
+        if stage.adapter and not stage.adapter.merge:
+            is_of_run = self.model_path(stage.model).parent == self.run.models
+            save_adapter(model, tokenizer, directory, base=f"../{stage.model}" if is_of_run else stage.model)
+            return
+        if has_adapter(model):
+            merge_adapter(model)
+        save_model(model, tokenizer, directory)
 
     def load(self, name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         """Tokenizer and model by name; sets the number of threads that suits the model."""

@@ -11,7 +11,7 @@ from melete.learning.distill import DistillLearner
 from melete.learning.local import LocalLearner
 from melete.loops import distill, sft
 from melete.loops.rl_rollouts import SampleSettings
-from melete.models.load import load_model, save_model
+from melete.models.load import load_model
 from melete.models.moe import RouterBalancer
 from melete.rewards.rules import accuracy
 from melete.sampling.native import NativeSampler
@@ -27,7 +27,7 @@ from melete.types import Demonstration, Rollout, SamplingSettings
 
 def run_sft(stage: SFTStage, context: StageContext) -> dict[str, Any]:
     """Supervised fine-tuning on a data set; returns the stage's entry of `summary.json`."""
-    tokenizer, model = context.load(stage.model)
+    tokenizer, model = context.policy(stage)
     rows = [single_row(tokenizer, row) for row in read_rows(context.data_path(stage.data), Demonstration)]
     num_steps = stage.num_epochs * -(-len(rows) // stage.rows_per_step)
     sampler = NativeSampler(model, tokenizer)
@@ -63,7 +63,7 @@ def run_sft(stage: SFTStage, context: StageContext) -> dict[str, Any]:
             seed=f"{context.seed}/{stage.name}",
             on_step=training.pushing(sampler, learner),
         )
-    save_model(model, tokenizer, context.run.models / stage.name)
+    context.keep(stage, model, tokenizer)
     num_tokens = sum(sum(mask) for _, mask in rows)
     return training.entry(num_rows=len(rows), num_completion_tokens=stage.num_epochs * num_tokens)
 
@@ -74,7 +74,7 @@ def run_distill(stage: DistillStage, context: StageContext) -> dict[str, Any]:
     "sequence" and "logits" learn from the teacher's right answers, by their tokens or by its whole distribution;
     "on_policy" and "gkd" from what the student itself writes, wholly or in part.
     """
-    tokenizer, model = context.load(stage.model)
+    tokenizer, model = context.policy(stage)
     teacher = load_model(context.model_path(stage.teacher))
     task = make_task(stage.task.name, stage.task.own_settings())
     student_sampler = NativeSampler(model, tokenizer)
@@ -121,5 +121,5 @@ def run_distill(stage: DistillStage, context: StageContext) -> dict[str, Any]:
             tokenizer=tokenizer,
             on_step=training.step_done,
         )
-    save_model(model, tokenizer, context.run.models / stage.name)
+    context.keep(stage, model, tokenizer)
     return training.entry()

@@ -15,7 +15,6 @@ from melete.loops import preference
 from melete.loops.pairs import sampled_pairs
 from melete.loops.passes import OnStep
 from melete.loops.rl_rollouts import SampleSettings, sample_rollouts
-from melete.models.load import save_model
 from melete.models.moe import RouterBalancer
 from melete.rewards.endpoint import ChatModel
 from melete.rewards.grade import RewardPart, grade_groups
@@ -111,8 +110,8 @@ def _by_grade(task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rewar
 
 def run_preference(stage: PreferenceStage, context: StageContext) -> dict[str, Any]:
     """DPO and its family, offline or online; returns the stage's entry of `summary.json`."""
-    tokenizer, model = context.load(stage.model)
-    task = make_task(stage.task.name, stage.task.own_settings())
+    tokenizer, model = context.policy(stage)
+    task = make_task(stage.task.name, stage.task.own_settings()) if stage.task else None
     sampler = NativeSampler(model, tokenizer)
     algorithm = resolve_preference(stage.algorithm, **stage.algorithm_settings)
     data = None
@@ -128,7 +127,7 @@ def run_preference(stage: PreferenceStage, context: StageContext) -> dict[str, A
         temperature=stage.temperature,
         after_step=RouterBalancer(model).step,
     )
-    held_out = held_out_of(stage, context, task, sampler, tokenizer)
+    held_out = held_out_of(stage, context, task, sampler, tokenizer) if task else None
     training = Training(
         stage,
         context,
@@ -155,7 +154,7 @@ def run_preference(stage: PreferenceStage, context: StageContext) -> dict[str, A
             )
         else:
             _online(stage, context, begin, end, tokenizer, task, sampler, learner, algorithm, on_step)
-    save_model(model, tokenizer, context.run.models / stage.name)
+    context.keep(stage, model, tokenizer)
     return training.entry()
 
 

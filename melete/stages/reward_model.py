@@ -12,9 +12,9 @@ from melete.errors import DataError
 from melete.learning.reward_model import RewardModelLearner
 from melete.loops import reward_model
 from melete.models.heads import new_scalar_model, scalar_tokenizer
-from melete.models.load import load_tokenizer, save_model
+from melete.models.load import load_tokenizer, refuse_mismatch
 from melete.schema import RewardModelStage
-from melete.stages.context import StageContext, fit_threads
+from melete.stages.context import StageContext
 from melete.stages.rl import optimizer_settings
 from melete.stages.training import Training
 from melete.types import LabelledCompletion, LabelledSteps, PreferencePair, RankedCompletions
@@ -29,9 +29,11 @@ KINDS: Mapping[str, Any] = {
 
 def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str, Any]:
     """Trains on preferences or labels; returns the stage's entry of `summary.json`, with what held-out data say."""
-    tokenizer = load_tokenizer(context.model_path(stage.model))
-    model = new_scalar_model(context.model_path(stage.model), seed=context.seed, init_scale=1.0)
-    fit_threads(model)
+    source = context.model_path(stage.model)
+    tokenizer = load_tokenizer(source, chat_template=stage.chat_template)
+    model = new_scalar_model(source, seed=context.seed, init_scale=1.0, device=stage.device)
+    refuse_mismatch(model, tokenizer, stage.model)
+    context.prepare(stage, model)
     path = context.data_path(stage.data)
     splits = reward_model.split_by_text(read_rows(path, KINDS[stage.loss]), stage.held_out_share)
     if not splits.train or not (splits.held_out or stage.held_out_share == 0):
@@ -61,7 +63,7 @@ def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str
             seed=f"{context.seed}/{stage.name}",
             on_step=training.step_done,
         )
-    save_model(model, scalar_tokenizer(model, tokenizer), context.run.models / stage.name)
+    context.keep(stage, model, scalar_tokenizer(model, tokenizer))
     return training.entry(held_out=_measured(stage, splits.held_out, tokenizer, learner))
 
 

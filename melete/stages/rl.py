@@ -21,7 +21,7 @@ from melete.loops import rl
 from melete.loops.rl_rollouts import SampleSettings
 from melete.loops.rl_update import UpdateSettings
 from melete.models.heads import new_scalar_model
-from melete.models.load import load_model, save_model
+from melete.models.load import load_model
 from melete.models.moe import RouterBalancer
 from melete.rewards import RewardContext
 from melete.rewards.grade import RewardPart
@@ -92,7 +92,7 @@ def _first_problems(stage: RLStage, task: Task, seed: int) -> list[Problem]:
 
 def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
     """Trains with rewards; returns the stage's entry of `summary.json`."""
-    tokenizer, model = context.load(stage.model)
+    tokenizer, model = context.policy(stage)
     work = _Workshop.of(stage, context, tokenizer, model)
     training = Training(
         stage,
@@ -146,7 +146,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
             critic=work.critic,
             annotators=work.annotators,
         )
-    save_model(model, tokenizer, context.run.models / stage.name)
+    context.keep(stage, model, tokenizer)
     return training.entry(num_completion_tokens=num_tokens, support=support)
 
 

@@ -73,8 +73,8 @@ def name_a_shard_that_is_not_there(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "weights cut off": (truncate, "cannot be loaded"),
-    "weights garbled": (garble, "cannot be loaded"),
+    "weights cut off": (truncate, "not a whole safetensors file: it has"),
+    "weights garbled": (garble, "not a whole safetensors file: its header"),
     "a weight missing": (lose_a_weight, "1 weights are missing"),
     "a shape changed": (change_a_shape, "cannot be loaded"),
     "weights that can run code": (rename_the_weights, "no weights"),
@@ -95,7 +95,7 @@ def test_a_model_that_cannot_be_used_is_refused_with_place_and_remedy(damage: st
     spoil(broken)
     with pytest.raises(ModelError, match=says) as refusal:
         load_model(broken)
-    assert refusal.value.place == str(broken)
+    assert str(refusal.value.place).startswith(str(broken))
     assert refusal.value.remedy
     assert isinstance(refusal.value, ValueError)
 
@@ -109,7 +109,7 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_with_place_and_remedy(conten
         (broken / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match="tokenizer") as refusal:
         load_tokenizer(broken)
-    assert refusal.value.place == str(broken)
+    assert str(refusal.value.place).startswith(str(broken))
     assert "tokenizer" in refusal.value.remedy
 
 
@@ -118,12 +118,12 @@ def test_a_tokenizer_whose_settings_are_damaged_is_refused(config: str, broken: 
     (broken / "tokenizer_config.json").write_text(config)
     with pytest.raises(ModelError, match="tokenizer") as refusal:
         load_tokenizer(broken)
-    assert refusal.value.place == str(broken)
+    assert str(refusal.value.place).startswith(str(broken))
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer, resolve_model])
 def test_a_directory_that_is_not_there_is_named(load: Callable[[str], object], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such model directory") as refusal:
+    with pytest.raises(ModelError, match="neither a directory nor a known model") as refusal:
         load(str(tmp_path / "nothing"))
     assert refusal.value.place == str(tmp_path / "nothing")
     assert "tiny" in refusal.value.remedy
@@ -131,7 +131,7 @@ def test_a_directory_that_is_not_there_is_named(load: Callable[[str], object], t
 
 def test_a_file_is_no_model_directory(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ModelError, match="no such model directory"):
+    with pytest.raises(ModelError, match="neither a directory nor a known model"):
         load_model(tmp_path / "model.safetensors")
 
 
