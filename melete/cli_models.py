@@ -19,11 +19,7 @@ def models_ls(debug: Debug = False) -> None:
         from melete.models.places import BUNDLED, FETCHED, cache_directory, fetched_directory
 
         kept = cache_directory() / "models"
-        others = (
-            sorted(path.name for path in kept.iterdir() if path.is_dir() and path.name[0] != ".")
-            if kept.is_dir()
-            else []
-        )
+        others = sorted(path.parent.name for path in kept.glob("[!.]*/config.json"))
         for name in BUNDLED:
             typer.echo(f"{name:<16}  bundled")
         for name in FETCHED:

@@ -40,6 +40,8 @@ def _shapes(file: Path) -> Iterator[list[int]]:
         tensors = {name: found for name, found in header.items() if name != "__metadata__"}
         end = max((found["data_offsets"][1] for found in tensors.values()), default=0)
         shapes = [[int(length) for length in found["shape"]] for found in tensors.values()]
+    except ModelError:
+        raise
     except OSError as error:
         raise refused(f"it cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:

@@ -22,7 +22,7 @@ DType: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 
 def pick_device(device: Device = "auto") -> str:
-    """The device that is meant: "auto" is CUDA, else MPS, else the CPU. Raises `ModelError` for one that is not there."""
+    """The device that is meant: "auto" is CUDA, else MPS, else the CPU. Raises `ModelError` for one that is missing."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name, is_there in there.items() if is_there)

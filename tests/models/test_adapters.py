@@ -12,7 +12,7 @@ from tiny_models import MODELS, PROMPTS, llama, tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from melete.algorithms import resolve
-from melete.batch import Batch, MaskedRow, TokenRows, masked_row
+from melete.batch import MaskedRow, TokenRows, masked_row
 from melete.errors import ModelError
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings

