@@ -1,4 +1,4 @@
-"""The terminal: `melete run RECIPE`, `melete recipes`, `melete report RUN_DIR`, `melete explain NAME`.
+"""The terminal: `melete run RECIPE`, a command for each stage, `melete report RUN_DIR`, `melete explain NAME`.
 
 Each command loads what it needs when it runs, so that `melete --help` answers at once. A mistake is told in one
 message with exit status 2; a traceback needs `--debug`.
@@ -6,7 +6,6 @@ message with exit status 2; a traceback needs `--debug`.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from importlib import metadata
@@ -16,7 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from melete.cli_errors import plain_errors
+from melete.cli_models import models
+from melete.cli_perform import closing_lines, perform
 from melete.cli_runs import runs
+from melete.cli_stages import add_stage_commands
 from melete.errors import RecipeError
 from melete.threads import prepare_threads
 
@@ -79,27 +81,16 @@ def run(
 
         checked = load_recipe(recipe, overrides or [])
         run_dir = runs_dir / (name or checked.name)
-        from melete.planning import make_plan, save_plan
-        from melete.states import stage_states
-
-        states = stage_states(checked, run_dir, from_stage=from_stage, only=only, command=command)
-        plan = make_plan(checked, run_dir, {state.name: str(state) for state in states})
-        typer.echo(plan.text())
-        if dry_run:
-            place = f"{run_dir} exists" if run_dir.exists() else f"{run_dir} would be made"
-            typer.echo(f"{place}; nothing was done")
-            return
-        plan.refuse_if_too_large(max_minutes)
-        from melete.live import View
-        from melete.pipeline import run_recipe
-
-        try:
-            with View([only] if only else [stage.name for stage in checked.stages], None) as view:
-                run_recipe(checked, run_dir, view=view, command=command, from_stage=from_stage, only=only)
-        finally:
-            if run_dir.exists():
-                save_plan(plan, run_dir)
-        typer.echo(closing_lines(run_dir))
+        if perform(
+            checked,
+            run_dir,
+            command=command,
+            from_stage=from_stage,
+            only=only,
+            dry_run=dry_run,
+            max_minutes=max_minutes,
+        ):
+            typer.echo(closing_lines(run_dir))
 
 
 def _continuing(command: str) -> str:
@@ -163,7 +154,9 @@ def report(
         typer.echo(closing_lines(run_dir))
 
 
+add_stage_commands(app)
 app.add_typer(runs)
+app.add_typer(models)
 tasks = typer.Typer(name="tasks", help="Look at tasks, and try one yourself.", no_args_is_help=True)
 app.add_typer(tasks)
 TaskName = Annotated[str, typer.Argument(help="A task's name, as `melete tasks ls` lists them.")]
@@ -261,12 +254,6 @@ def audit(
         typer.echo(render(found))
         if not found.ok:
             raise typer.Exit(1)
-
-
-def closing_lines(run_dir: Path) -> str:
-    """Where the report is and what was learnt."""
-    learnt = json.loads((run_dir / "summary.json").read_text(encoding="utf-8")).get("learnt", "")
-    return f"report: {run_dir / 'report.html'}\nlearnt: {learnt}"
 
 
 def main() -> None:

@@ -70,9 +70,20 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": BELOW_STAGES | {"schema", "states", "stages", "live", "report"},
     "cli": LEAVES
     | {"schema", "config", "pipeline", "states", "live", "report", "threads", "algorithms", "tasks", "rewards"}
-    | {"planning", "cli_errors", "cli_runs", "cli_models"},
+    | {"planning", "cli_errors", "cli_perform", "cli_stages", "cli_runs", "cli_models"},
     "cli_models": LEAVES | {"cli_errors", "models"},
     "cli_errors": LEAVES,
+    # one stage as a recipe: a command, and a function
+    "recipe_settings": LEAVES | {"schema"},
+    "one_stage": LEAVES | {"schema", "config", "recipe_settings"},
+    "recipe_page": LEAVES | {"schema", "one_stage", "recipe_settings"},
+    "cli_perform": LEAVES | {"schema", "states", "planning", "live", "pipeline"},
+    "cli_options": LEAVES | {"schema", "config", "one_stage", "recipe_checks", "recipe_settings"},
+    "cli_stages": LEAVES | {"runs.atomic", "threads", "one_stage", "cli_errors", "cli_perform", "cli_options"},
+    "results": LEAVES | {"runs", "models"},
+    "api_settings": {"results"},
+    "api": LEAVES
+    | {"schema", "config", "runs.atomic", "threads", "one_stage", "cli_perform", "results", "api_settings"},
     "cli_runs": LEAVES | {"cli_errors", "runs", "live", "evaluation.again", "models", "tasks", "planning.graph"},
 }
 NO_TORCH = ("types", "errors", "imports", "config", "schema", "suggest", "threads", "states", "cli")

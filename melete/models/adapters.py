@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +55,20 @@ def add_adapter(model: PreTrainedModel, settings: LoRA, *, seed: int) -> None:
         target_modules=sorted(chosen),
         use_rslora=settings.rank_stabilised,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         model.add_adapter(config)
     if isinstance(head := getattr(model, "score", None), nn.Module):
         head.requires_grad_(True)
     model.eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """peft also writes down what it would do with experts, and warns where there are none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
+        yield
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -126,9 +135,12 @@ def base_of(directory: Path) -> str:
 def with_adapter_merged(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """The base with the adapter of `directory` merged into it. Raises `ModelError` when they do not belong together."""
     require("peft", extra="lora")
+    own_names = getattr(model, "_weight_conversions", None)
     try:
-        model.load_adapter(str(directory))
+        with _quiet():
+            model.load_adapter(str(directory))
     except Exception as error:  # what a damaged file makes of the library is beyond counting
         raise ModelError(f"the adapter cannot be loaded: {error}", place=str(directory)) from error
     merge_adapter(model)
+    model._weight_conversions = own_names  # loading left the adapter's names there, under which all would be saved
     return model.eval()

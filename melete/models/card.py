@@ -14,6 +14,12 @@ from typing import Any
 from melete.runs.atomic import write_atomically
 
 FILE = "README.md"
+_USE_ADAPTER = """```python
+from melete.models.load import load_model, load_tokenizer
+
+model = load_model(path)  # with the base that it belongs to; peft's PeftModel.from_pretrained(base, path) does so too
+tokenizer = load_tokenizer(path)
+```"""
 _USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,6 +42,7 @@ class Card:
     evaluations: Sequence[Mapping[str, Any]] = ()
     seed: int | None = None
     is_causal: bool = True
+    is_adapter: bool = False
 
     @classmethod
     def of_fetched(cls, name: str, source: str, licence: str) -> Card:
@@ -68,6 +75,7 @@ class Card:
             evaluations=entry.get("evaluations", ()),
             seed=seed,
             is_causal=kind != "reward_model",
+            is_adapter=not (settings.get("adapter") or {"merge": True})["merge"],
         )
 
 
@@ -91,7 +99,7 @@ def card_text(card: Card) -> str:
     from huggingface_hub import ModelCardData
 
     header = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if card.is_adapter else "transformers",
         license=card.licence or None,
         base_model=card.base or None,
         model_name=card.name,
@@ -100,7 +108,8 @@ def card_text(card: Card) -> str:
     )
     parts = [f"---\n{header.to_yaml()}\n---\n", f"# {card.name}\n", card.text]
     parts += [f"It started from {card.base}." if card.base and card.settings else ""]
-    parts += ["## Use\n", _USE] if card.is_causal else []
+    use = _USE_ADAPTER if card.is_adapter else _USE
+    parts += ["## Use\n", use] if card.is_causal else []
     parts += ["## Data\n", "\n".join(f"- {name}" for name in card.data)] if card.data else []
     parts += _results(card.evaluations)
     if card.settings:

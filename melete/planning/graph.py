@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from melete.schema.generation import PROBLEMS_OF_A_TASK
+
 KEPT_ASSUMED = 0.5  # of the samples that could be kept; wrong ones, equal ones and ties are left out
 
 
@@ -81,6 +83,8 @@ class Graph:
             yield from self._mixed(stage)
         elif stage.kind == "write":
             yield from (Part(count, Text("written", name)) for name, count in stage.rows.items())
+        elif stage.kind == "generate":
+            yield self._generated(stage)
         elif hasattr(stage, "num_prompts") and hasattr(stage, "task"):
             pairs = stage.kind == "pairs"
             most = getattr(stage, "samples_per_prompt", 1)
@@ -91,6 +95,14 @@ class Graph:
             yield Part(num_rows, text, stage.model, stage.max_new_tokens, 2 if pairs else 1)
         else:
             raise NotEstimated(f"how much data {stage.name} makes is not known")
+
+    def _generated(self, stage: Any) -> Part:
+        """Nothing is left out, but how long answers to prompts of one's own are is not known before."""
+        if stage.task is None:
+            raise NotEstimated("how long the answers to prompts of your own are is not known")
+        num_prompts = stage.num_prompts or PROBLEMS_OF_A_TASK
+        text = Text.of_task(stage.task)
+        return Part(num_prompts * stage.samples_per_prompt, text, stage.model, stage.max_new_tokens)
 
     def _mixed(self, stage: Any) -> Iterator[Part]:
         parts = {name: self.parts(name) for name in stage.parts}

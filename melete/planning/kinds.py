@@ -209,6 +209,15 @@ def _reject(stage: Any, graph: Graph) -> Work:
     return _sampled(stage, graph, prompts_at_once=max(1, REJECTION_AT_ONCE // stage.samples_per_prompt))
 
 
+def _generate(stage: Any, graph: Graph) -> Work:
+    parts = graph.parts(stage.name)
+    num_prompts = max(1, num_rows(parts) // stage.samples_per_prompt)
+    at_once = min(num_prompts, max(1, stage.max_rows // stage.samples_per_prompt))
+    calls, samples = -(-num_prompts // at_once), stage.samples_per_prompt
+    writing = Writing(stage.model, parts[0].text, at_once * samples, stage.max_new_tokens, calls, samples)
+    return Work(writings=(writing,), held=(Held("model", stage.model),), rows_written=tuple(parts))
+
+
 def _written(stage: Any, graph: Graph) -> Work:
     """No model takes part."""
     return Work(rows_written=tuple(graph.parts(stage.name)))
@@ -235,7 +244,7 @@ def _preference(stage: Any, graph: Graph) -> Work:
     whole = stage.num_epochs * -(-num_rows(parts) // stage.pairs_per_step)
     num_steps = min(stage.num_steps or whole, whole) if stage.data else stage.num_steps
     passes = stage.num_epochs * num_steps / max(whole, 1) if stage.data else 1.0
-    held, writings = [Held("reference", stage.model)], list(_evaluations(stage, num_steps))
+    held, writings = [Held("reference", stage.model)], list(_evaluations(stage, num_steps)) if stage.task else []
     readings = [
         *_over(parts, stage.model, passes, learns=True),
         *_over(parts, stage.model, min(passes, 1.0), learns=False),
@@ -315,6 +324,7 @@ _KINDS: Mapping[str, Callable[[Any, Graph], Work]] = {
     "pairs": _sampled,
     "labels": _sampled,
     "reject": _reject,
+    "generate": _generate,
     "write": _written,
     "mix": _written,
     "reward_model": _reward_model,

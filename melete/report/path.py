@@ -13,7 +13,7 @@ from melete.report.words import KINDS, join, sentence
 
 LEAST_STAGES = 3
 MAKES: Mapping[str, str] = {"reward_model": "reward model"} | {
-    kind: "data" for kind in ("reject", "mix", "write", "pairs", "labels")
+    kind: "data" for kind in ("reject", "generate", "mix", "write", "pairs", "labels")
 } | {kind: "nothing" for kind in ("evaluate", "compare", "replicate")}  # fmt: skip
 _MODEL_KEYS = ("model", "teacher", "reference", "reward_model", "step_rewards")
 _NO_MODEL = ("", "start", "none", "task")  # what some of these settings may say instead

@@ -13,6 +13,7 @@ KINDS: Mapping[str, str] = {
     "sft": "imitation (SFT)",
     "rl": "reinforcement learning",
     "reject": "rejection sampling",
+    "generate": "samples",
     "mix": "mixture of data",
     "write": "written examples",
     "pairs": "preferences",
@@ -198,6 +199,11 @@ def _pretrain(_files: RunFiles, _s: Row, _entry: Row) -> str:
     return "A new model learned to continue text, piece by piece."
 
 
+def _generate(files: RunFiles, s: Row, entry: Row) -> str:
+    rows = f"{count(entry['num_rows'], 'answer')}, all of them kept" if entry.get("num_rows") else "answers"
+    return f"{called(files, s['model'])} wrote {rows}."
+
+
 def _evaluate(_files: RunFiles, s: Row, entry: Row) -> str:
     models = len(entry.get("checkpoints") or s.get("models") or ())
     tasks = join(list(s.get("tasks") or ()))
@@ -227,6 +233,7 @@ _SENTENCES: Mapping[str, Callable[[RunFiles, Row, Row], str]] = {
     "preference": _preference,
     "pretrain": _pretrain,
     "evaluate": _evaluate,
+    "generate": _generate,
     "compare": _compare,
     "replicate": _replicate,
 }

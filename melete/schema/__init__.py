@@ -12,13 +12,13 @@ curation.py     data out of samples and out of other data
 writing.py      data without learning: written demonstrations, labels of safety
 preferences.py  pairs, reward models, DPO and its family
 evaluation.py   several models on several tasks
+generation.py   samples of a model, all of them kept
 replicate.py    another recipe with several seeds and arms
 health.py       limits of the signs of ill health, and the check before training
 recipe.py       the list of stages
 """
 
 from melete.schema.base import (
-    BUNDLED_MODELS,
     EvaluationSettings,
     Problem,
     Settings,
@@ -28,6 +28,7 @@ from melete.schema.base import (
 )
 from melete.schema.curation import MixStage, ReadableSettings, RejectStage
 from melete.schema.evaluation import EvaluateStage, ExamTask
+from melete.schema.generation import GenerateStage
 from melete.schema.health import HealthSettings, SupportSettings
 from melete.schema.imitation import DistillStage, SFTStage
 from melete.schema.preferences import PairsStage, PreferenceStage, RewardModelStage
@@ -39,7 +40,6 @@ from melete.schema.rl import CompareStage, CriticSettings, LateTask, RLStage
 from melete.schema.writing import LabelsStage, WriteStage
 
 __all__ = [
-    "BUNDLED_MODELS",
     "STAGE_KINDS",
     "AnyStage",
     "Arm",
@@ -49,6 +49,7 @@ __all__ = [
     "EvaluateStage",
     "EvaluationSettings",
     "ExamTask",
+    "GenerateStage",
     "HealthSettings",
     "JudgePart",
     "LabelsStage",

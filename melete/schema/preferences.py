@@ -92,6 +92,10 @@ class RewardModelStage(TrainingStage):
     def reads_data(self) -> list[str]:
         return [self.data, *self.replay]
 
+    def problems(self) -> Iterator[Problem]:
+        if self.adapter and not self.adapter.merge:
+            yield "adapter.merge", "must be true: a reward model is kept whole, with its head"
+
     def plan(self) -> str:
         return f"reward model on {self.model} from {self.data} ({self.loss}), {self.num_epochs} passes, lr {self.lr:g}"
 
@@ -107,8 +111,8 @@ class PreferenceStage(TrainingStage):
     """Settings of the algorithm that differ from its own defaults, such as beta."""
     data: str = ""
     """An earlier stage that makes pairs, or a .jsonl file; empty to make pairs online from the current policy."""
-    task: TaskSettings
-    """Where held-out problems come from and, online, the problems to sample from."""
+    task: TaskSettings | None = None
+    """Where held-out problems come from, none for no evaluation; online, the problems to sample from too."""
     num_epochs: Count = 1
     """Passes over the pairs."""
     pairs_per_step: Count = 32
@@ -137,11 +141,14 @@ class PreferenceStage(TrainingStage):
 
     def plan(self) -> str:
         source = f"{self.num_epochs} passes over {self.data}" if self.data else f"{self.num_steps} steps online"
-        return f"{self.algorithm} from {self.model} on {self.task.name}, {source}, lr {self.lr:g}"
+        task = f" on {self.task.name}" if self.task else ""
+        return f"{self.algorithm} from {self.model}{task}, {source}, lr {self.lr:g}"
 
     def problems(self) -> Iterator[Problem]:
         if not self.data and not self.num_steps:
             yield "num_steps", "is missing: without data, pairs are made online and num_steps says for how long"
+        if not self.data and self.task is None:
+            yield "task", "is missing: without data, pairs are made online from a task's problems"
         for name in ("reward_model", "judge"):
             if self.data and getattr(self, name):
                 yield name, "judges online pairs only, and data is given"

@@ -9,6 +9,7 @@ from pydantic import Field
 from melete.schema.base import Name, Seed, Settings, Stage
 from melete.schema.curation import MixStage, RejectStage
 from melete.schema.evaluation import EvaluateStage
+from melete.schema.generation import GenerateStage
 from melete.schema.imitation import DistillStage, SFTStage
 from melete.schema.preferences import PairsStage, PreferenceStage, RewardModelStage
 from melete.schema.pretrain import PretrainStage
@@ -30,6 +31,7 @@ AnyStage: TypeAlias = Annotated[
     | RejectStage
     | MixStage
     | EvaluateStage
+    | GenerateStage
     | ReplicateStage,
     Field(discriminator="kind"),
 ]
@@ -47,6 +49,7 @@ STAGE_KINDS: dict[str, type[Stage]] = {
     "reject": RejectStage,
     "mix": MixStage,
     "evaluate": EvaluateStage,
+    "generate": GenerateStage,
     "replicate": ReplicateStage,
 }
 

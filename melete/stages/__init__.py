@@ -15,6 +15,7 @@ preference.py    pairs, DPO and its family
 writing.py       written demonstrations, labels of safety
 reject.py        rejection sampling
 mix.py           data sets joined in proportions
+generate.py      samples of a model, all of them kept
 evaluate.py      several models on several tasks
 replicate.py     another recipe with several seeds and arms, and its claims
 sub_runs.py      recipes within a recipe, in processes of their own
@@ -27,6 +28,7 @@ from typing import Any
 from melete.stages.compare import run_compare
 from melete.stages.context import Interrupted, StageContext
 from melete.stages.evaluate import run_evaluate
+from melete.stages.generate import run_generate
 from melete.stages.imitation import run_distill, run_sft
 from melete.stages.mix import run_mix
 from melete.stages.preference import run_pairs, run_preference
@@ -51,6 +53,7 @@ RUNNERS: Mapping[str, Callable[[Any, StageContext], dict[str, Any]]] = {
     "reject": run_reject,
     "mix": run_mix,
     "evaluate": run_evaluate,
+    "generate": run_generate,
     "replicate": run_replicate,
 }
 

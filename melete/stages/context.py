@@ -53,7 +53,9 @@ class StageContext:
             chosen = stage.adapter.model_dump(exclude={"merge"})
             add_adapter(model, LoRA(**chosen), seed=self.seed)
         if stage.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # the newer name is not in every version that we take
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
 
     def keep(self, stage: TrainingStage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Saves what a stage has trained under its name: a whole model, or an adapter apart from its base."""

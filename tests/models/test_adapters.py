@@ -160,7 +160,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_gradients_with_checkpointing_are_the_same(make) -> None:
     plain, checkpointed = make(), make()
-    checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
+    getattr(checkpointed, "activation_checkpointing_enable", checkpointed.gradient_checkpointing_enable)(
+        {"use_reentrant": False}
+    )
     train(plain)
     calls = 0
     inner = checkpointed.base_model.layers[0]._gradient_checkpointing_func
