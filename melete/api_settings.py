@@ -48,6 +48,7 @@ class AdapterTable(TypedDict, total=False):
 
     rank: int
     alpha: float
+    dropout: float
     target_modules: Sequence[str]
     rank_stabilised: bool
     merge: bool

@@ -197,8 +197,9 @@ def _unknown(command: Command, by_key: Mapping[str, Setting], key: str) -> str:
 
 def _put(given: Given, setting: Setting, below: str, text: str) -> None:
     """Puts a value where a recipe would have it."""
-    if setting.key == "task" and given.command.kind == "evaluate":
-        _put_exam_task(given, below, text)
+    head, _, rest = f"{setting.key}.{below}".rstrip(".").partition(".")
+    if head == "task" and given.command.kind == "evaluate":
+        _put_exam_task(given, rest, text)
         return
     if setting.table is TaskSettings and not below and setting.form == "table":
         below = "name"
@@ -258,9 +259,9 @@ def _put_entry(table: dict[str, Any], setting: Setting, key: str, value: Any) ->
 
 def _entries(setting: Setting, text: str) -> list[Any]:
     """The entries that one option adds: a TOML list, or numbers and choices between commas."""
-    if text.strip().startswith("["):
-        value = parse_value(text)
-        return value if isinstance(value, list) else [value]
+    value = parse_value(text) if text.strip().startswith("[") else None
+    if isinstance(value, list) and (setting.inner != "text" or all(isinstance(one, str) for one in value)):
+        return value
     if setting.inner in ("whole", "number", "choice"):
         parts = [part.strip() for part in text.split(",")]
         return parts if setting.inner == "choice" else [parse_value(part) for part in parts]

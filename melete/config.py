@@ -2,7 +2,7 @@
 
     load_recipe("r1-zero-tiny", ["rl.lr=1e-4", "seed=3"])
 
-Loading this module loads no torch; `load_recipe` looks algorithms up in their table, which does.
+Neither this module nor checking a recipe loads torch, unless the recipe names code of your own that does.
 """
 
 from __future__ import annotations

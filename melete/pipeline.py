@@ -141,12 +141,15 @@ def _finished_or_run(stage: Any, recipe: Recipe, context: StageContext, forced: 
 def _write_card(stage: Any, recipe: Recipe, context: StageContext, entry: Mapping[str, Any]) -> None:
     """The card of what a stage made; a base made from nothing has none to take a licence from."""
     base = getattr(stage, "model", "")
+    # not as it was typed: other options, and a run directory elsewhere, make the same model
+    is_command = [other.name for other in recipe.stages] == [recipe.name]
     card = Card.of_stage(
         stage.model_dump(mode="json"),
         recipe=recipe.name,
         seed=recipe.seed,
         base=base,
         licence=licence_of(context.model_path(base)) if base else "",
+        command=f"melete {recipe.name}" if is_command else f"melete run {recipe.name}",
         data=[*stage.reads_data(), *(f"task {task.name}" for task in stage.task_tables().values())],
         entry=entry,
     )

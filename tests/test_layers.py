@@ -86,7 +86,20 @@ ALLOWED: dict[str, set[str]] = {
     | {"schema", "config", "runs.atomic", "threads", "one_stage", "cli_perform", "results", "api_settings"},
     "cli_runs": LEAVES | {"cli_errors", "runs", "live", "evaluation.again", "models", "tasks", "planning.graph"},
 }
-NO_TORCH = ("types", "errors", "imports", "config", "schema", "suggest", "threads", "states", "cli")
+NO_TORCH = (
+    "types",
+    "errors",
+    "imports",
+    "config",
+    "schema",
+    "suggest",
+    "threads",
+    "states",
+    "algorithms",
+    "cli",
+    "cli_options",
+    "api",
+)
 ONLY_THESE_LIBRARIES = {"types": set(), "errors": set(), "functional": {"torch", "jaxtyping"}}
 ENGINES = {"vllm", "ray", "sglang", "peft", "datasets", "wandb"}
 

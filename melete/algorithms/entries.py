@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from melete.algorithms import metrics, notes
+from melete.algorithms.late import actual
 from melete.algorithms.preference import PREFERENCE_ALGORITHMS, PreferenceAlgorithm, PreferenceSettings
 from melete.algorithms.row import Algorithm, parameters
 from melete.algorithms.settings import AlgorithmSettings, setting
@@ -94,7 +95,7 @@ def policy_entry(row: Algorithm) -> Entry:
         row.formula,
         row.paper,
         tuple(word for stream, word in NEEDS.items() if stream in row.needs),
-        {"credit": row.credit, "loss": row.loss},
+        {"credit": actual(row.credit), "loss": actual(row.loss)},
         _settings(AlgorithmSettings, row.defaults),
         tuple(_policy_metrics(row)),
     )
@@ -110,7 +111,7 @@ def _policy_metrics(row: Algorithm) -> Iterable[str]:
         unlogged.add("num_sampled_groups")
     if "old_logprobs" not in names:
         unlogged |= {"ratio_max", "approx_kl"}
-    if not {"clip_low", "clip_high"} <= set(names) or row.loss is policy.cispo:
+    if not {"clip_low", "clip_high"} <= set(names) or actual(row.loss) is policy.cispo:
         unlogged.add("clip_fraction")
     if "ref_logprobs" not in row.needs:
         unlogged.add("kl")
@@ -138,7 +139,7 @@ def _of_preference(row: PreferenceAlgorithm) -> Entry:
         row.formula,
         row.paper,
         (data, "ref") if row.needs_reference else (data,),
-        {"loss": row.loss},
+        {"loss": actual(row.loss)},
         _settings(PreferenceSettings, row.defaults),
         (*metrics.OPTIMIZER, *(name for name in metrics.PREFERENCES if name not in unlogged), "reward", "length_mean"),
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from melete.algorithms.late import actual
 from melete.algorithms.row import Algorithm, call, parameters
 from melete.functional import kl, off_policy, policy
 from melete.functional.logprobs import log_ratio
@@ -91,12 +92,12 @@ def _corrected(algorithm: Algorithm, streams: Mapping[str, Tensor], losses: Tens
 @torch.no_grad()
 def _token_metrics(algorithm: Algorithm, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
     metrics: dict[str, Tensor] = {}
-    names = parameters(algorithm.loss)
+    names, loss = parameters(algorithm.loss), actual(algorithm.loss)
     if "old_logprobs" in names:
         metrics["ratio"] = log_ratio(streams["logprobs"], streams["old_logprobs"]).exp()
         metrics["approx_kl"] = kl.k3(streams["old_logprobs"], streams["logprobs"])
-        if {"clip_low", "clip_high"} <= set(names) and algorithm.loss is not policy.cispo:  # it stops no gradient
-            fraction = CLIP_FRACTIONS.get(algorithm.loss, policy.clip_fraction)
+        if {"clip_low", "clip_high"} <= set(names) and loss is not policy.cispo:  # it stops no gradient
+            fraction = CLIP_FRACTIONS.get(loss, policy.clip_fraction)
             metrics["clip_fraction"] = call(fraction, streams, algorithm.settings)
     if "ref_logprobs" in streams:
         metrics["kl"] = kl.ESTIMATORS[algorithm.kl[0]](streams["logprobs"], streams["ref_logprobs"])

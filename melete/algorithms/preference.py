@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor
-
+from melete.algorithms.late import LateModule
 from melete.algorithms.row import call, parameters
 from melete.algorithms.settings import NOT_NEGATIVE, check_bounds, one_of, setting, settings_of
 from melete.errors import RecipeError
-from melete.functional import preference
 from melete.imports import import_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from melete.functional import preference
+else:  # the table is read without torch, which its functions bring
+    preference = LateModule("preference")
 
 PAIR_INPUTS = frozenset(
     {
@@ -181,7 +185,7 @@ def _imported(path: str) -> PreferenceAlgorithm:
     found = import_path(path, place=place, or_a=PreferenceAlgorithm)
     if isinstance(found, PreferenceAlgorithm):
         return found
-    loss = cast(Callable[..., Tensor], found)
+    loss = cast("Callable[..., Tensor]", found)
     known = PAIR_INPUTS | SINGLE_INPUTS | {entry.name for entry in fields(PreferenceSettings)}
     if unknown := [n for n, p in parameters(loss).items() if n not in known and p.default is p.empty]:
         what = f"{path} asks for {unknown[0]}, which a preference loss cannot have"
@@ -189,9 +193,9 @@ def _imported(path: str) -> PreferenceAlgorithm:
     return PreferenceAlgorithm(path, loss, PreferenceSettings(path), "your own", loss.__doc__ or "")
 
 
-@torch.no_grad()
 def pair_metrics(algorithm: PreferenceAlgorithm, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sums over pairs: chosen and rejected log-probs apart, because both may fall while their gap grows."""
+    inputs = {name: values.detach() for name, values in inputs.items()}
     chosen, rejected = inputs["chosen_logprobs"], inputs["rejected_logprobs"]
     metrics = {"chosen_logprobs": chosen, "rejected_logprobs": rejected}
     if algorithm.needs_reference:

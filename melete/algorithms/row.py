@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from melete.algorithms.settings import AlgorithmSettings, KLPlace, settings_of
-from melete.functional.aggregate import Mode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from melete.functional.aggregate import Mode
 
 Stream = Literal["old_logprobs", "ref_logprobs", "teacher_logprobs", "values", "step_rewards", "step_ends"]
-Credit = Tensor | tuple[Tensor, Tensor]
+Credit: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
 
 # what a credit function may name; `logprobs` are those at the start of the update
 CREDIT_STREAMS: Mapping[str, Stream] = {

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from melete.errors import RecipeError
-from melete.functional import kl
-from melete.functional.aggregate import MODES, Mode
+
+if TYPE_CHECKING:
+    from melete.functional.aggregate import Mode
 
 KLPlace = Literal["loss", "reward"]
+AGGREGATIONS = ("sequence_mean_token_mean", "token_mean", "sequence_mean_token_sum", "constant")
+KL_ESTIMATORS = ("k1", "k2", "k3", "k3_straight_through")
 Correction = Literal["none", "token_weights", "sequence_weights", "token_mask", "sequence_mask"]
 
 
@@ -101,9 +104,9 @@ class AlgorithmSettings:
 
     def __post_init__(self) -> None:
         place = f"algorithm {self.name}"
-        one_of("kl_estimator", self.kl_estimator, kl.ESTIMATORS, place)
+        one_of("kl_estimator", self.kl_estimator, KL_ESTIMATORS, place)
         one_of("kl_place", self.kl_place, get_args(KLPlace), place)
-        one_of("aggregation", self.aggregation, MODES, place)
+        one_of("aggregation", self.aggregation, AGGREGATIONS, place)
         one_of("correction", self.correction, get_args(Correction), place)
         bounds = dict.fromkeys(
             ("clip_high", "kl_coef", "std_epsilon", "entropy_coef", "value_clip", "drift_limit", "correction_low"),

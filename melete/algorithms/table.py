@@ -10,16 +10,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor
-
+from melete.algorithms.late import LateModule
 from melete.algorithms.row import LOSS_INPUTS, Algorithm, Credit, parameters
 from melete.algorithms.settings import AlgorithmSettings, one_of
 from melete.errors import RecipeError
-from melete.functional import advantages as credits
-from melete.functional import distill, policy, supervised, value
 from melete.imports import import_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from melete.functional import advantages as credits
+    from melete.functional import distill, policy, supervised, value
+else:  # the table is read without torch, which its functions bring
+    credits, distill, policy = LateModule("advantages"), LateModule("distill"), LateModule("policy")
+    supervised, value = LateModule("supervised"), LateModule("value")
 
 
 def _row(
@@ -257,7 +263,7 @@ def _refuse_impossible(row: Algorithm) -> None:
     if row.aggregation == "constant" and (constant is None or constant <= 0):
         what = f'aggregation "constant" divides by a number above 0, and aggregation_constant is {constant}'
         raise RecipeError(what, place=place, remedy="set aggregation_constant, usually to max_new_tokens")
-    if row.loss is policy.sequence_clipped and row.settings.correction.startswith("token"):
+    if row.loss == policy.sequence_clipped and row.settings.correction.startswith("token"):
         what = "the ratio of a whole sequence cannot be corrected token by token: all its tokens share one ratio"
         raise RecipeError(what, place=place, remedy='use correction "sequence_weights" or "sequence_mask"')
 
@@ -268,7 +274,7 @@ def _imported_row(path: str) -> Algorithm:
     found = import_path(path, place=place, or_a=Algorithm)
     if isinstance(found, Algorithm):
         return found
-    loss = cast(Callable[..., Tensor], found)
+    loss = cast("Callable[..., Tensor]", found)
     known = LOSS_INPUTS | {entry.name for entry in fields(AlgorithmSettings)}
     for name, parameter in parameters(loss).items():
         if name not in known and parameter.default is inspect.Parameter.empty:

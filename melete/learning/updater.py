@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,22 +16,34 @@ from melete.learning.optimizer import OptimizerSettings, lr_at, make_optimizer
 
 
 @contextmanager
-def _checkpointed(model: torch.nn.Module) -> Iterator[None]:
-    """Layers for which gradient checkpointing was enabled do it only while they are told that they are in training."""
+def _in_training(model: torch.nn.Module, number: int) -> Iterator[None]:
+    """Tells what is to work only in training that it is: gradient checkpointing and an adapter's dropout.
+
+    What is dropped depends on the number of the update alone, and takes nothing from torch's own generator.
+    """
     layers = [layer for layer in model.modules() if getattr(layer, "gradient_checkpointing", False)]
-    for layer in layers:
-        layer.training = True  # of the layer alone: what is in it stays in evaluation mode, without dropout
-    try:
+    dropouts = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Dropout) and module.p > 0 and ".lora_dropout." in name
+    ]
+    place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with contextlib.ExitStack() as stack:
+        if dropouts:
+            stack.enter_context(torch.random.fork_rng(devices=[place] if place.type == "cuda" else []))
+            torch.manual_seed(number)
+        for module in (*layers, *dropouts):
+            module.training = True  # of this one alone: what is in it stays in evaluation mode
+            stack.callback(setattr, module, "training", False)
         yield
-    finally:
-        for layer in layers:
-            layer.training = False
 
 
 class Updater:
     """Updates `model` in place; `after_step` is called after each optimizer step and may return metrics of its own.
 
-    The model stays in evaluation mode: the sampler has no dropout either, and a step is a function of its inputs.
+    The model stays in evaluation mode, but for an adapter's dropout: the sampler has none either, and a step is a
+    function of its inputs. Weights of fewer than 32 bits are rounded from full ones, which the optimizer moves: a small
+    step would else be rounded away, and gradients of many micro-batches with it.
     """
 
     def __init__(
@@ -41,7 +54,10 @@ class Updater:
         after_step: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         self.model, self.settings, self.after_step = model, settings, after_step
-        self.optimizer = make_optimizer(model, settings)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.full = {p: torch.nn.Parameter(p.detach().float()) for p in trained if p.dtype.itemsize < 4}
+        self.moved = torch.nn.ParameterList([self.full.get(parameter, parameter) for parameter in trained])
+        self.optimizer = make_optimizer(self.moved, settings)
         self.num_updates = 0
 
     def step(self, losses: Iterable[Tensor]) -> dict[str, float]:
@@ -52,13 +68,16 @@ class Updater:
         """
         self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
+        for rounded in self.full:
+            rounded.grad = None
         total, is_empty = 0.0, True
-        with _checkpointed(self.model):
+        with _in_training(self.model, self.num_updates):
             for loss in losses:
                 if loss.requires_grad:
                     loss.backward()
+                    self._take_gradients()
                 total, is_empty = total + loss.item(), False
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.moved.parameters(), self.settings.max_grad_norm).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
@@ -72,10 +91,23 @@ class Updater:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
+            self._round()
             self.optimizer.zero_grad(set_to_none=True)
             metrics |= self.after_step() if self.after_step else {}
         self.num_updates += 1
         return metrics
+
+    def _take_gradients(self) -> None:
+        """Adds the gradients of rounded weights to those of the full ones."""
+        for rounded, full in self.full.items():
+            if rounded.grad is not None:
+                full.grad = rounded.grad.float() if full.grad is None else full.grad.add_(rounded.grad)
+                rounded.grad = None
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        for rounded, full in self.full.items():
+            rounded.copy_(full)
 
     @property
     def _is_partly_frozen(self) -> bool:
@@ -93,6 +125,7 @@ class Updater:
             "model": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "num_updates": self.num_updates,
+            **({"full": [full.detach() for full in self.full.values()]} if self.full else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -100,6 +133,9 @@ class Updater:
         self.model.load_state_dict(state["model"], strict=not self._is_partly_frozen)
         self.optimizer.load_state_dict(state["optimizer"])
         self.num_updates = state["num_updates"]
+        with torch.no_grad():
+            for full, saved in zip(self.full.values(), state.get("full", []), strict=True):
+                full.copy_(saved)
 
 
 class OneModel:

@@ -27,7 +27,12 @@ from melete.runs.atomic import new_directory, write_atomically
 
 @dataclass(frozen=True, slots=True)
 class LoRA:
-    """`target_modules` are the last parts of the names of linear layers; empty for all but the heads."""
+    """`target_modules` are the last parts of the names of linear layers; empty for all but the heads.
+
+    Of a mixture that keeps its experts in one tensor peft adapts the experts in place of the linear layers that have
+    their names (gate_proj, up_proj, down_proj): shared experts and dense first layers stay as they are. `dropout` is at
+    work in an `Updater`'s steps alone.
+    """
 
     rank: int = 16
     alpha: float = 32.0
@@ -135,7 +140,7 @@ def base_of(directory: Path) -> str:
 def with_adapter_merged(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """The base with the adapter of `directory` merged into it. Raises `ModelError` when they do not belong together."""
     require("peft", extra="lora")
-    own_names = getattr(model, "_weight_conversions", None)
+    own_names: Any = getattr(model, "_weight_conversions", None)
     try:
         with _quiet():
             model.load_adapter(str(directory))

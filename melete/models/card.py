@@ -41,6 +41,7 @@ class Card:
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Sequence[Mapping[str, Any]] = ()
     seed: int | None = None
+    command: str = ""
     is_causal: bool = True
     is_adapter: bool = False
 
@@ -61,6 +62,7 @@ class Card:
         licence: str,
         data: Sequence[str],
         entry: Mapping[str, Any],
+        command: str = "",
     ) -> Card:
         """A model that a stage made."""
         kind = str(settings["kind"])
@@ -74,6 +76,7 @@ class Card:
             settings=_shown(dict(settings)),
             evaluations=entry.get("evaluations", ()),
             seed=seed,
+            command=command,
             is_causal=kind != "reward_model",
             is_adapter=not (settings.get("adapter") or {"merge": True})["merge"],
         )
@@ -84,7 +87,8 @@ def licence_of(directory: Path) -> str:
     from huggingface_hub import ModelCard
 
     try:
-        return str(ModelCard.load(directory / FILE).data.license or "")
+        data: Any = ModelCard.load(directory / FILE).data
+        return str(data.license or "")
     except Exception:  # a card is text by anybody; what cannot be read names nothing
         return ""
 
@@ -115,7 +119,8 @@ def card_text(card: Card) -> str:
     if card.settings:
         lines = [f"{key} = {value}" for key, value in _flat(card.settings)]
         seed = "" if card.seed is None else f"seed = {card.seed}\n"
-        parts += ["## Settings\n", "```text\n" + seed + "\n".join(lines) + "\n```"]
+        told = [f"With `{card.command}` and these settings:\n"] if card.command else []
+        parts += ["## Settings\n", *told, "```text\n" + seed + "\n".join(lines) + "\n```"]
     told = f"{card.licence}, as its base." if card.settings else f"{card.licence}."
     parts += ["## Licence\n", told if card.licence else "The base names none; ask those who made it."]
     return "\n".join(part + "\n" if not part.endswith("\n") else part for part in parts if part)

@@ -8,11 +8,9 @@ from transformers import AutoConfig
 
 from melete.errors import ModelError
 from melete.models.adapters import base_of, is_adapter
-from melete.models.fit import GIB, num_weights
+from melete.models.fit import GIB, bytes_to_train, num_weights
 from melete.models.load import load_tokenizer
 from melete.models.places import resolve_model
-
-BYTES_TO_TRAIN = 16  # weight, gradient and the optimizer's two averages, each of 4 bytes
 
 
 def described(name: str) -> dict[str, str]:
@@ -40,8 +38,13 @@ def described(name: str) -> dict[str, str]:
         "chat template": _kind(str(tokenizer.chat_template or "")),
         "on disk": f"{size / 2**20:,.1f} MiB",
         "to sample": f"{4 * count / GIB:.2f} GiB and a cache, in float32",
-        "to train": f"{BYTES_TO_TRAIN * count / GIB:.2f} GiB and activations, all weights in float32",
+        "to train": f"{_train(count, with_adapter=False)} and activations, all weights in float32",
+        "with an adapter": f"{_train(count, with_adapter=True)}, the adapter and activations",
     }
+
+
+def _train(count: int, *, with_adapter: bool) -> str:
+    return f"{bytes_to_train(4, with_adapter=with_adapter) * count / GIB:.2f} GiB"
 
 
 def _kind(template: str) -> str:

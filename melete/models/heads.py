@@ -19,13 +19,27 @@ from transformers.utils import logging
 
 from melete.errors import ModelError
 from melete.models.adapters import is_adapter
-from melete.models.load import DAMAGED, Device, load_model, load_tokenizer, pick_device, resolve_model
+from melete.models.load import (
+    DAMAGED,
+    Device,
+    DType,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    resolve_model,
+)
 
 HEAD = "score.weight"
 
 
 def new_scalar_model(
-    directory: str | Path, *, seed: int = 0, init_scale: float = 0.0, device: Device = "auto"
+    directory: str | Path,
+    *,
+    seed: int = 0,
+    init_scale: float = 0.0,
+    device: Device = "auto",
+    dtype: DType = "auto",
 ) -> PreTrainedModel:
     """A model with one number per token, in evaluation mode; its trunk has the weights of the model in `directory`.
 
@@ -33,30 +47,30 @@ def new_scalar_model(
     deviation init_scale / sqrt(hidden_size + 1): 0 for a critic, whose values then start at 0; 1 for a reward model, as
     in Stiennon et al. (2020).
     Raises `ModelError` when the directory cannot be used, weights other than the head's are missing, or no token may
-    serve for padding. Code in the directory is never run.
+    serve for padding. Code in the directory is never run. "auto" is float32 on every device: scores are compared.
     """
     path = resolve_model(str(directory))
     with _whole(path) as whole:
-        model, missing = _load(whole, num_labels=1)
+        model, missing = _load(whole, dtype, num_labels=1)
     _refuse_missing(missing - {HEAD}, path)
     if HEAD in missing:
         _start_head(model, seed, init_scale)
     model.config.get_text_config().pad_token_id = _pad_token_id(model, load_tokenizer(path), path)
-    return model.to(pick_device(device))
+    return model.to(torch.device(pick_device(device)))
 
 
-def load_scalar_model(directory: str | Path, *, device: Device = "auto") -> PreTrainedModel:
+def load_scalar_model(directory: str | Path, *, device: Device = "auto", dtype: DType = "auto") -> PreTrainedModel:
     """A reward model or critic in evaluation mode.
 
     Raises `ModelError` when the directory cannot be used or holds a model without the head. Code in it is never run.
     """
     path = resolve_model(str(directory))
-    model, missing = _load(path)
+    model, missing = _load(path, dtype)
     if HEAD in missing:
         remedy = "train one with a stage of kind reward_model"
         raise ModelError("this model has no head for scores: it is no reward model", place=str(path), remedy=remedy)
     _refuse_missing(missing, path)
-    return model.to(pick_device(device))
+    return model.to(torch.device(pick_device(device)))
 
 
 def scalar_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -79,13 +93,13 @@ def _whole(path: Path) -> Iterator[Path]:
         yield Path(room)
 
 
-def _load(path: Path, **settings: Any) -> tuple[PreTrainedModel, set[str]]:
+def _load(path: Path, dtype: DType, **settings: Any) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of the weights that its files lack."""
     try:
         with _without_report():
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
                 path,
-                dtype=torch.float32,
+                dtype=torch.float32 if dtype == "auto" else pick_dtype(dtype, "cpu"),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,

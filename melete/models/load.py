@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from melete.errors import ModelError
 from melete.models.adapters import base_of, is_adapter, with_adapter_merged
-from melete.models.fit import DAMAGED, available_memory, refuse_if_too_large
+from melete.models.fit import DAMAGED, available_memory, bytes_to_train, refuse_if_too_large
 from melete.models.places import resolve_model
 from melete.models.templates import choose_template
 from melete.runs.atomic import new_directory
@@ -70,6 +70,14 @@ def load_model(name: str | Path, *, device: Device = "auto", dtype: DType = "aut
     return model.to(place).eval()
 
 
+def refuse_too_large_to_train(path: Path, *, device: Device, dtype: DType, with_adapter: bool) -> None:
+    """Raises `ModelError` with the numbers when weights, gradients and Adam's averages exceed the memory."""
+    place = pick_device(device)
+    each = bytes_to_train(pick_dtype(dtype, place).itemsize, with_adapter=with_adapter)
+    base = resolve_model(base_of(path)) if is_adapter(path) else path
+    refuse_if_too_large(base, bytes_each=each, available=available_memory(place), to="train")
+
+
 def load_tokenizer(name: str | Path, *, chat_template: str = "auto") -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory, with a pad token (its end-of-turn token where it has none).
 
@@ -92,15 +100,39 @@ def load_tokenizer(name: str | Path, *, chat_template: str = "auto") -> PreTrain
 
 
 def refuse_mismatch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: str) -> None:
-    """Raises `ModelError` when the tokenizer can write a token that the model has no embedding for."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    """Raises `ModelError` when the tokenizer is not the model's.
+
+    That is seen when it has tokens that the model has no embedding for, or when a text of the model's would end with
+    what is a common word to the tokenizer.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    remedy = "use the tokenizer that was saved with the model"
     if len(tokenizer) > rows:
         what = f"the tokenizer does not match: it has {len(tokenizer)} tokens, and the model has embeddings for {rows}"
-        raise ModelError(what, place=place, remedy="use the tokenizer that was saved with the model")
+        raise ModelError(what, place=place, remedy=remedy)
+    ends = _as_list(model.config.get_text_config(decoder=True).eos_token_id)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    if ends and special.isdisjoint(ends):
+        shown = ", ".join(f"{end} ({tokenizer.convert_ids_to_tokens(end)!r} here)" for end in ends)
+        what = f"the tokenizer does not match: the model ends a text with token {shown}, which is no special token"
+        raise ModelError(what, place=place, remedy=f"{remedy}, or correct eos_token_id in config.json")
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Writes model and tokenizer as a whole or not at all; a directory that is there already is replaced."""
+    """Writes model and tokenizer as a whole or not at all; a directory that is there already is replaced.
+
+    Plain transformers, too, will end an answer with the tokenizer's token for that, which a chat template may have set.
+    """
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        ends, end = _as_list(generation.eos_token_id), tokenizer.eos_token_id
+        if end not in ends:
+            generation.eos_token_id = [end, *ends] if ends else end
     with new_directory(directory) as unfinished:
         model.save_pretrained(unfinished, safe_serialization=True)
         tokenizer.save_pretrained(unfinished)

@@ -45,17 +45,40 @@ def is_hub_name(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None
 
 
-def resolve_model(name: str) -> Path:
-    """The directory of a bundled or fetched model, or the path itself.
+def kept_from_hub(name: str) -> Path | None:
+    """Where a model of the hub lies: in our cache, or with its weights in the one that other programs fill."""
+    if (fetched := fetched_directory(name)).is_dir():
+        return fetched
+    from huggingface_hub import try_to_load_from_cache
 
-    Raises `ModelError` when there is nothing there, no configuration or no weights.
+    for file in ("config.json", ADAPTER):
+        found = try_to_load_from_cache(name, file)
+        if isinstance(found, str) and any(any(Path(found).parent.glob(pattern)) for pattern in WEIGHTS):
+            return Path(found).parent
+    return None
+
+
+def is_offline() -> bool:
+    """Whether the hub is not to be asked, by HF_HUB_OFFLINE."""
+    from huggingface_hub import is_offline_mode
+
+    return is_offline_mode()
+
+
+def resolve_model(name: str) -> Path:
+    """The directory of a bundled or fetched model, or the path itself; a model of the hub's is fetched if need be.
+
+    Raises `ModelError` when there is nothing there, no configuration or no weights, or the hub does not give it.
     """
     if name in BUNDLED:
         return Path(str(resources.files("melete"))) / "data" / BUNDLED[name]
     if why := missing_model(name):
         raise ModelError(why, place=name, remedy=f"a directory, or one of {', '.join((*BUNDLED, *FETCHED))}")
-    fetched = fetched_directory(name)
-    path = fetched if not Path(name).is_dir() else Path(name)
+    path = Path(name) if Path(name).is_dir() else kept_from_hub(name)
+    if path is None:
+        from melete.models.fetch import get_model
+
+        path = get_model(name)
     if (path / ADAPTER).is_file():
         return path
     if not (path / "config.json").is_file():
@@ -69,13 +92,17 @@ def resolve_model(name: str) -> Path:
 
 
 def missing_model(name: str, known: tuple[str, ...] = ()) -> str:
-    """Why a name is that of no model on this machine; empty if it is one. `known` are further names that would do."""
+    """Why a name is that of no model; empty if it is one, or may be one of the hub's. `known` are more names that do.
+
+    The hub is not asked. What begins with a directory that is here is no name of the hub's.
+    """
     if name in BUNDLED or Path(name).is_dir():
         return ""
-    if name in FETCHED or is_hub_name(name):
-        if fetched_directory(name).is_dir():
+    if name in FETCHED:
+        missing = f"{name} is not on this machine yet; get it with: melete models get {name}"
+        return "" if fetched_directory(name).is_dir() else missing
+    if is_hub_name(name) and not Path(name).parent.is_dir():
+        if kept_from_hub(name) or not is_offline():
             return ""
-        if name in FETCHED:
-            return f"{name} is not on this machine yet; get it with: melete models get {name}"
-        return f"{name!r} is no directory; if it is on the Hugging Face hub, get it with: melete models get {name}"
+        return f"{name!r} is no directory, it is in no cache, and the Hugging Face hub is not asked (HF_HUB_OFFLINE)"
     return f"{name!r} is neither a directory nor a known model; {did_you_mean(name, [*BUNDLED, *FETCHED, *known])}"

@@ -224,7 +224,7 @@ def memory_of(work: Work, facts: Facts) -> Memory:
 
 def _held_bytes(held: Held, facts: Facts) -> float:
     weights = FLOAT * facts.size(held.model).num_parameters
-    return weights * (1 + OPTIMIZER_COPIES) if held.learns else weights
+    return weights * (1 + OPTIMIZER_COPIES * held.share) if held.learns else weights
 
 
 def _longest(lengths: Lengths | None, limit: int | None) -> tuple[float, float]:
@@ -284,5 +284,5 @@ def disk_of(work: Work, facts: Facts) -> Disk:
 
 def _checkpoint_bytes(work: Work, facts: Facts) -> float:
     """Weights and the optimizer's averages of what learns, and the reference's weights."""
-    learners = [FLOAT * facts.size(held.model).num_parameters for held in work.held if held.learns]
+    learners = [FLOAT * facts.size(held.model).num_parameters * held.share for held in work.held if held.learns]
     return OPTIMIZER_COPIES * sum(learners) + (learners[0] if work.saves_reference else 0.0)

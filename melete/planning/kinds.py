@@ -9,6 +9,7 @@ from typing import Any
 from melete.planning.graph import Graph, NotEstimated, Part, Text, num_rows
 from melete.planning.work import Held, Reading, Work, Writing
 
+ADAPTER_SHARE = 0.1  # of the model's weights, generously: an adapter of a usual rank has a few hundredths
 DRAWS_ASSUMED = 2  # of dynamic sampling, which draws again where groups teach nothing
 JUDGING = Text("written", "judgements")  # the length of a question to a judge and of its reply
 REJECTION_AT_ONCE, PROMPTS_AT_ONCE = 512, 32  # rollouts of rejection sampling, and problems of pairs and labels
@@ -37,9 +38,12 @@ def _pretrain(stage: Any, _graph: Graph) -> Work:
 
 def _updating(stage: Any, num_updates: int, **more: Any) -> Work:
     """What all stages that train have in common."""
-    held = (Held("model", stage.model, learns=True), *more.pop("held", ()))
+    others = more.pop("held", ())
+    if stage.adapter:  # the model without its adapter is the reference
+        others = [other for other in others if (other.role, other.model) != ("reference", stage.model)]
+        more["saves_reference"] = False
     return Work(
-        held=held,
+        held=(Held("model", stage.model, learns=True, share=ADAPTER_SHARE if stage.adapter else 1.0), *others),
         num_updates=num_updates,
         checkpoint_every=stage.checkpoint_every_steps,
         max_tokens=stage.max_tokens_per_microbatch,

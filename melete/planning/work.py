@@ -48,6 +48,7 @@ class Held:
     role: str
     model: str
     learns: bool = False
+    share: float = 1.0  # of its weights that learn: few where an adapter does
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,12 +115,16 @@ class Stage(Settings):
 class AdapterSettings(Settings):
     """A low-rank adapter (LoRA) that is trained in place of the model's own weights; needs the extra `lora`."""
 
+    kind: Literal["lora"] = "lora"
+    """Which kind of adapter; there is one so far."""
     rank: Count = 16
     """Rank of the two matrices."""
     alpha: Positive = 32.0
     """The adapter is scaled by alpha / rank, or by alpha / sqrt(rank) if it is rank-stabilised."""
-    target_modules: list[str] = []
-    """Last parts of the names of the linear layers that are adapted; empty for all but the heads."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs that is dropped while it learns; for stages that only read (sft, reward_model)."""
+    target_modules: Annotated[list[str], BeforeValidator(lambda value: [] if value == "auto" else value)] = []
+    """Last parts of the names of the linear layers that are adapted; empty, or "auto", for all but the heads."""
     rank_stabilised: bool = False
     """Scale by the root of the rank (rsLoRA), which keeps large ranks from learning more slowly."""
     merge: bool = True
@@ -132,7 +136,8 @@ class TrainingStage(Stage):
 
     makes: ClassVar[Artefact] = "model"
     model: Annotated[str, Field(min_length=1)] = "tiny"
-    """The model to start from: a bundled name, an earlier stage's name, or a directory in Hugging Face format."""
+    """The model to start from: a name of `melete models ls`, an earlier stage's name, owner/name on the Hugging Face
+    hub, or a directory in its format."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model works; auto is CUDA, else MPS, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -158,3 +163,9 @@ class TrainingStage(Stage):
 
     def reads(self) -> list[str]:
         return [self.model]
+
+    @model_validator(mode="after")
+    def _refuse_dropout_where_it_would_mislead(self) -> TrainingStage:
+        if self.adapter and self.adapter.dropout and getattr(self, "kind", "") not in ("sft", "reward_model"):
+            raise ValueError("adapter.dropout: must be 0: what is learnt is compared with log-probs without dropout")
+        return self

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from melete.live import View
 from melete.models.adapters import LoRA, add_adapter, has_adapter, merge_adapter, save_adapter
-from melete.models.load import load_model, load_tokenizer, refuse_mismatch, save_model
+from melete.models.load import load_model, load_tokenizer, refuse_mismatch, refuse_too_large_to_train, save_model
 from melete.runs.directory import RunDirectory
 from melete.schema import Recipe, TrainingStage
 from melete.threads import num_threads, threads_for, usable_cores
@@ -40,6 +40,7 @@ class StageContext:
     def policy(self, stage: TrainingStage) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         """Tokenizer and model that a stage trains, as its settings want them; sets the number of threads."""
         source = self.model_path(stage.model)
+        refuse_too_large_to_train(source, device=stage.device, dtype=stage.dtype, with_adapter=bool(stage.adapter))
         model = load_model(source, device=stage.device, dtype=stage.dtype)
         tokenizer = load_tokenizer(source, chat_template=stage.chat_template)
         refuse_mismatch(model, tokenizer, stage.model)
@@ -50,7 +51,7 @@ class StageContext:
         """Adds the adapter and the checkpoints of activations that a stage asks for; sets the number of threads."""
         fit_threads(model)
         if stage.adapter:
-            chosen = stage.adapter.model_dump(exclude={"merge"})
+            chosen = stage.adapter.model_dump(exclude={"kind", "merge"})
             add_adapter(model, LoRA(**chosen), seed=self.seed)
         if stage.gradient_checkpointing:
             # the newer name is not in every version that we take
@@ -71,9 +72,10 @@ class StageContext:
     def load(self, name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         """Tokenizer and model by name; sets the number of threads that suits the model."""
         source = self.model_path(name)
-        model = load_model(source)
+        model, tokenizer = load_model(source), load_tokenizer(source)
+        refuse_mismatch(model, tokenizer, name)
         fit_threads(model)
-        return load_tokenizer(source), model
+        return tokenizer, model
 
 
 def fit_threads(model: PreTrainedModel) -> None:

@@ -31,7 +31,7 @@ def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str
     """Trains on preferences or labels; returns the stage's entry of `summary.json`, with what held-out data say."""
     source = context.model_path(stage.model)
     tokenizer = load_tokenizer(source, chat_template=stage.chat_template)
-    model = new_scalar_model(source, seed=context.seed, init_scale=1.0, device=stage.device)
+    model = new_scalar_model(source, seed=context.seed, init_scale=1.0, device=stage.device, dtype=stage.dtype)
     refuse_mismatch(model, tokenizer, stage.model)
     context.prepare(stage, model)
     path = context.data_path(stage.data)

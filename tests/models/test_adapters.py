@@ -9,48 +9,21 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny_models import MODELS, PROMPTS, llama, tokenizer
+from tiny_training import TOKENS, rows, train
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from melete.algorithms import resolve
-from melete.batch import MaskedRow, TokenRows, masked_row
+from melete.batch import TokenRows
 from melete.errors import ModelError
-from melete.learning.local import LocalLearner
-from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import score_batch
-from melete.loops import sft
 from melete.models.adapters import LoRA, add_adapter, has_adapter, merge_adapter, save_adapter, without_adapter
 from melete.models.load import load_model, save_model
 from melete.sampling.native import NativeSampler
 from melete.types import SampleRequest, SamplingSettings
 
-TOKENS = torch.tensor([[1, 40, 41, 42, 43, 2], [1, 50, 51, 52, 53, 2]])
-
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=TOKENS).logits
-
-
-def rows() -> list[MaskedRow]:
-    return [masked_row((1, 40, 41), [60 + n, 70, 2]) for n in range(8)]
-
-
-def train(model: PreTrainedModel, start: int = 0, stop: int = 4, state: dict | None = None) -> LocalLearner:
-    learner = LocalLearner(model, optimizer=OptimizerSettings(lr=1e-2, num_steps=4))
-    if state:
-        learner.load_state_dict(state)
-    sft.train(
-        start=start,
-        stop=stop,
-        rows=rows(),
-        rows_per_step=4,
-        pad_token_id=0,
-        learner=learner,
-        algorithm=resolve("sft"),
-        seed="s",
-        on_step=lambda *_: None,
-    )
-    return learner
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
@@ -115,6 +88,22 @@ def test_interrupted_and_resumed_is_as_if_it_had_not_been() -> None:
     assert all("lora_" in name for name in state["model"])  # a checkpoint holds no weight that does not change
     train(later, start=2, state=state)
     assert torch.equal(logits(later), logits(whole))
+
+
+def test_dropout_is_at_work_in_steps_alone_and_is_that_of_the_step() -> None:
+    first, again, none, resumed = llama(), llama(), llama(), llama()
+    for model, share in ((first, 0.5), (again, 0.5), (none, 0.0), (resumed, 0.5)):
+        add_adapter(model, LoRA(rank=4, dropout=share), seed=0)
+    drawn = torch.get_rng_state()
+    train(first)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    torch.rand(3)
+    state = train(again, stop=2).state_dict()
+    train(resumed, start=2, state=state)
+    train(none)
+    assert torch.equal(logits(first), logits(first))  # no dropout outside of a step
+    assert torch.equal(logits(first), logits(resumed))
+    assert not torch.equal(logits(first), logits(none))
 
 
 def test_the_reference_is_the_model_without_its_adapter() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tiny_models import MODELS, tokenizer
 
 from melete.errors import ModelError
-from melete.models import fetch
+from melete.models import fetch, places
 from melete.models.load import load_model, load_tokenizer, save_model
 from melete.models.places import fetched_directory, missing_model, resolve_model
 
@@ -25,7 +25,50 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_is_not_fetched_says_how_to_get_it() -> None:
     with pytest.raises(ModelError, match=f"melete models get {NAME}"):
         resolve_model(NAME)
-    assert "melete models get owner/model" in missing_model("owner/model")
+    assert f"melete models get {NAME}" in missing_model(NAME)
+
+
+def test_a_name_of_the_hubs_may_be_one_unless_the_hub_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert missing_model("owner/model") == ""
+    monkeypatch.setattr(places, "is_offline", lambda: True)
+    assert "HF_HUB_OFFLINE" in missing_model("owner/model")
+    with pytest.raises(ModelError, match="is in no cache"):
+        resolve_model("owner/model")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert "neither a directory" in missing_model("runs/model")
+
+
+def test_a_model_in_hugging_faces_cache_is_taken_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    kept = tmp_path / "hub" / "models--owner--model"
+    save_model(MODELS["llama"](), tokenizer(), kept / "snapshots" / "0123")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0123")
+    monkeypatch.setattr(places, "is_offline", lambda: True)
+    assert missing_model("owner/model") == ""
+    assert load_model("owner/model").num_parameters() == MODELS["llama"]().num_parameters()
+    assert fetch.get_model("owner/model") == kept / "snapshots" / "0123"
+    (kept / "snapshots" / "0123" / "model.safetensors").unlink()  # as after a look at the configuration alone
+    assert "is in no cache" in missing_model("owner/model")
+
+
+def test_a_model_of_the_hubs_is_fetched_when_it_is_first_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def download(name: str, *, local_dir: str, **_: object) -> None:
+        save_model(MODELS["llama"](), tokenizer(), Path(local_dir) / "made")
+        for file in (Path(local_dir) / "made").iterdir():
+            file.rename(Path(local_dir) / file.name)
+        (Path(local_dir) / "made").rmdir()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_model("owner/model") == fetched_directory("owner/model")
+    assert load_model("owner/model").num_parameters() == MODELS["llama"]().num_parameters()
 
 
 @pytest.mark.parametrize("name", [NAME, "owner/model"])
@@ -89,6 +132,6 @@ def test_a_hub_that_cannot_be_reached_is_told_and_leaves_nothing(
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(ModelError, match="cannot be fetched from the hub: no route to host"):
+    with pytest.raises(ModelError, match="cannot be fetched from the Hugging Face hub: no route to host"):
         fetch.get_model("owner/model")
     assert list((tmp_path / "cache" / "models").iterdir()) == []

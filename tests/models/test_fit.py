@@ -12,7 +12,15 @@ from tiny_models import MODELS, tokenizer
 from melete.errors import ModelError
 from melete.models import load
 from melete.models.fit import num_weights, refuse_if_too_large
-from melete.models.load import load_model, load_tokenizer, pick_device, pick_dtype, refuse_mismatch, save_model
+from melete.models.load import (
+    load_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    refuse_mismatch,
+    refuse_too_large_to_train,
+    save_model,
+)
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
@@ -30,7 +38,7 @@ def test_a_model_larger_than_the_memory_is_refused_with_the_numbers(
     count = num_weights(tmp_path / "m")
     refuse_if_too_large(tmp_path / "m", bytes_each=4, available=4 * count)
     monkeypatch.setattr(load, "available_memory", lambda device: 4 * count - 1)
-    with pytest.raises(ModelError, match=f"{count:,} weights of 4 bytes are .* GiB, and .* GiB of memory"):
+    with pytest.raises(ModelError, match=f"{count:,} weights of 4 bytes to load are .* GiB, and .* GiB of memory"):
         load_model(tmp_path / "m")
     load_model(tmp_path / "m", dtype="bfloat16")
 
@@ -81,3 +89,25 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
     larger.add_tokens(["<more>"])
     with pytest.raises(ModelError, match="does not match"):
         refuse_mismatch(model, larger, "m")
+
+
+def test_a_tokenizer_with_another_vocabulary_is_refused() -> None:
+    model = MODELS["llama"]()
+    model.config.eos_token_id = [70, 71]
+    with pytest.raises(ModelError, match=r"ends a text with token 70 \('.*' here\), 71 .* no special token"):
+        refuse_mismatch(model, tokenizer(), "m")
+    model.config.eos_token_id = [70, tokenizer().eos_token_id]
+    refuse_mismatch(model, tokenizer(), "m")
+
+
+def test_to_train_takes_four_times_the_weights_and_more_than_an_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(MODELS["llama"](), tokenizer(), tmp_path / "m")
+    count = num_weights(tmp_path / "m")
+    monkeypatch.setattr(load, "available_memory", lambda device: 16 * count - 1)
+    load_model(tmp_path / "m")
+    refuse_too_large_to_train(tmp_path / "m", device="cpu", dtype="float32", with_adapter=True)
+    with pytest.raises(ModelError, match="weights of 16 bytes to train are") as refusal:
+        refuse_too_large_to_train(tmp_path / "m", device="cpu", dtype="float32", with_adapter=False)
+    assert "an adapter" in refusal.value.remedy

@@ -162,6 +162,8 @@ def test_a_saved_model_is_read_by_plain_transformers_and_says_the_same(kind: str
 
 def test_a_save_that_fails_leaves_the_older_model_whole(good: Path, broken: Path) -> None:
     class Unwritable:
+        eos_token_id = 0
+
         def save_pretrained(self, _directory: Path) -> None:
             raise OSError("no room")
 

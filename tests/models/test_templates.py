@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import MODELS, tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from melete.errors import ModelError
 from melete.models.load import load_tokenizer, save_model
@@ -79,6 +79,42 @@ def test_a_template_may_be_named_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text("{{ messages[0]['content'] }}")
     choose_template(made, str(tmp_path / "own.jinja"))
     assert made.apply_chat_template(TALK, tokenize=False) == "Be kind."
+
+
+OWN = """{%- for m in messages -%}
+{{- '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' -}}
+{%- endfor -%}"""
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_turn_ends_as_the_template_says_whatever_ends_a_text(is_file: bool, tmp_path: Path) -> None:
+    made = bare("chatml")
+    assert made.eos_token != "<|im_end|>"
+    if is_file:
+        (tmp_path / "own.jinja").write_text(OWN)
+        choose_template(made, str(tmp_path / "own.jinja"))
+    else:
+        made.chat_template = OWN
+        choose_template(made)
+    assert made.eos_token == "<|im_end|>"
+
+
+def test_plain_transformers_ends_an_answer_with_the_token_of_the_template(tmp_path: Path) -> None:
+    made, model = bare("chatml"), MODELS["llama"]()
+    model.resize_token_embeddings(len(made))
+    before = made.eos_token_id
+    choose_template(made)
+    save_model(model, made, tmp_path / "m")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert read.generation_config.eos_token_id == [made.eos_token_id, before]
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").eos_token_id == made.eos_token_id != before
+
+
+def test_a_file_that_is_no_template_is_refused(tmp_path: Path) -> None:
+    for text in ("{% for m in", "{{ messages[7]['content'] + 1 }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}"):
+        (tmp_path / "own.jinja").write_text(text)
+        with pytest.raises(ModelError, match="chat template cannot be used"):
+            choose_template(bare("plain"), str(tmp_path / "own.jinja"))
 
 
 @pytest.mark.parametrize(

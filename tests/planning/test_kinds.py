@@ -54,6 +54,13 @@ def test_a_reference_is_held_and_reads_every_rollout():
     assert found.saves_reference
 
 
+def test_beside_an_adapter_few_weights_learn_and_no_reference_is_held():
+    found = work(RL | {"algorithm_settings": {"kl_coef": 0.1}, "adapter": {}})
+    assert found.held == (Held("model", "tiny", learns=True, share=0.1),)
+    assert rows_of(found.readings, learns=False) == 320
+    assert not found.saves_reference
+
+
 def test_a_critic_learns_beside_the_policy_and_a_shared_trunk_costs_no_model():
     own = work(RL | {"algorithm": "ppo", "critic": {}})
     assert ("critic", True) in held(own)

@@ -13,12 +13,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from melete.config import parse_recipe
+from melete.datasets.files import write_rows
 from melete.errors import RecipeError
 from melete.live import View
 from melete.models.heads import load_scalar_model
 from melete.models.load import load_model
 from melete.pipeline import run_recipe
-from melete.schema import Recipe
+from melete.schema import Recipe, TrainingStage
+from melete.types import Message, PreferencePair
 
 SHORT = {"warmup_steps": 1, "adapter": {"rank": 2}}
 SAMPLED = {"support": {"num_problems": 0}, "evaluation": {"at": []}, "max_new_tokens": 8, "prompts_per_step": 2}
@@ -79,3 +81,60 @@ def test_each_has_a_card_with_the_licence_of_the_bundled_base(run_dir: Path, nam
 def test_a_reward_model_cannot_be_kept_apart() -> None:
     with pytest.raises(RecipeError, match="a reward model is kept whole"):
         recipe("scored.adapter.merge=false")
+
+
+def test_dropout_is_refused_where_log_probs_are_compared() -> None:
+    with pytest.raises(RecipeError, match=r"adapter\.dropout: must be 0"):
+        recipe("whole.adapter.dropout=0.1")
+    recipe("apart.adapter.dropout=0.1")
+
+
+def test_all_linear_layers_are_auto() -> None:
+    made = recipe("apart.adapter.target_modules=auto").stages[1]
+    assert isinstance(made, TrainingStage) and made.adapter is not None and made.adapter.target_modules == []
+
+
+TASK = {"name": "arithmetic_chain"}
+RL = {
+    "kind": "rl",
+    "num_steps": 1,
+    "group_size": 2,
+    "task": TASK,
+    "rewards": {"accuracy": 1.0, "format": 1.0},
+    **SAMPLED,
+}
+FAMILIES = {
+    "ppo": {**RL, "algorithm": "ppo", "critic": {}},
+    "ppo, shared trunk": {**RL, "algorithm": "ppo", "critic": {"trunk": "shared"}},
+    "dpo": {"kind": "preference", "data": "pairs.jsonl", "pairs_per_step": 2},
+    "kto": {"kind": "preference", "data": "pairs.jsonl", "pairs_per_step": 2, "algorithm": "kto"},
+    "distillation": {
+        "kind": "distill",
+        "method": "on_policy",
+        "model": "student-llama",
+        "teacher": "tiny",
+        "task": TASK,
+        "num_steps": 1,
+        "evaluation": {"at": []},
+        "max_new_tokens": 8,
+        "prompts_per_step": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_an_adapter_in_16_bits(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(
+        tmp_path / "pairs.jsonl", [PreferencePair(f"{n}", (Message("user", f"{n}"),), "a", "b") for n in range(4)]
+    )
+    stage = {"name": "made", "dtype": "bfloat16", "gradient_checkpointing": True, **SHORT, "lr": 1e-2}
+    made = parse_recipe({"name": "families", "stage": [stage | FAMILIES[family]]}, ())
+    with View(["made"], plain=True, console=Console(file=io.StringIO())) as view:
+        run_dir = run_recipe(made, tmp_path / "run", view=view, command="melete run")
+    base = load_model(made.stages[0].reads()[0]).state_dict()
+    trained = load_model(run_dir / "models" / "made", dtype="bfloat16").state_dict()
+    assert trained.keys() == base.keys()
+    assert any(not torch.equal(trained[name], weight.to(trained[name])) for name, weight in base.items())

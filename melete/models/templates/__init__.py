@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -18,29 +19,43 @@ END_OF_TURN = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
 @cache
 def template_text(name: str) -> str:
     """The template of that name."""
-    return resources.files(__package__).joinpath(f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
+    return resources.files(__name__).joinpath(f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, chosen: str = "auto") -> None:
     """Gives the tokenizer a chat template: its own or the fitting one for "auto", else the named one or a file's.
 
-    The token that ends a turn becomes the one that ends a text, because that is what the model is to write. Raises
+    The token with which the template ends a turn becomes the one that ends a text, because that is what the model is to
+    write: the tokens of some models name another. Raises
     `ModelError` for an unknown name and for a template whose tokens the tokenizer does not have.
     """
     if chosen == "auto":
         if tokenizer.chat_template:
+            with contextlib.suppress(Exception):  # it will be told when a conversation is written with it
+                tokenizer.eos_token = end_of_turn(tokenizer) or tokenizer.eos_token
             return
         chosen = fitting_template(tokenizer)
-    if chosen not in NAMES:
-        tokenizer.chat_template = _from_file(chosen)
-        return
-    tokenizer.chat_template = template_text(chosen)
+    tokenizer.chat_template = template_text(chosen) if chosen in NAMES else _from_file(chosen)
     end = END_OF_TURN.get(chosen)
-    if end is not None:
-        if end not in tokenizer.get_vocab():
-            what = f"the template {chosen} ends turns with {end}, which the tokenizer does not have"
-            raise ModelError(what, place="chat_template", remedy=f"chat_template: auto or one of {', '.join(NAMES)}")
-        tokenizer.eos_token = end
+    if end is not None and end not in tokenizer.get_vocab():
+        what = f"the template {chosen} ends turns with {end}, which the tokenizer does not have"
+        raise ModelError(what, place="chat_template", remedy=f"chat_template: auto or one of {', '.join(NAMES)}")
+    try:
+        found = end_of_turn(tokenizer)
+    except Exception as error:  # a template is a program by anybody
+        what = f"the chat template cannot be used: {error}"
+        raise ModelError(what, place=chosen, remedy="a Jinja template in Hugging Face's form") from error
+    if found:
+        tokenizer.eos_token = found
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The special token that the chat template writes after the assistant's words; empty if it is none."""
+    said = "words of the assistant"
+    turns = [{"role": "user", "content": "words"}, {"role": "assistant", "content": said}]
+    after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(said)[2].lstrip()
+    special = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
+    return max((token for token in special if after.startswith(token)), key=len, default="")
 
 
 def fitting_template(tokenizer: PreTrainedTokenizerBase) -> str:
