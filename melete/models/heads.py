@@ -56,7 +56,7 @@ def new_scalar_model(
     if HEAD in missing:
         _start_head(model, seed, init_scale)
     model.config.get_text_config().pad_token_id = _pad_token_id(model, load_tokenizer(path), path)
-    return model.to(torch.device(pick_device(device)))
+    return model.to(pick_device(device))
 
 
 def load_scalar_model(directory: str | Path, *, device: Device = "auto", dtype: DType = "auto") -> PreTrainedModel:
@@ -70,7 +70,7 @@ def load_scalar_model(directory: str | Path, *, device: Device = "auto", dtype: 
         remedy = "train one with a stage of kind reward_model"
         raise ModelError("this model has no head for scores: it is no reward model", place=str(path), remedy=remedy)
     _refuse_missing(missing, path)
-    return model.to(torch.device(pick_device(device)))
+    return model.to(pick_device(device))
 
 
 def scalar_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -93,7 +93,7 @@ def _whole(path: Path) -> Iterator[Path]:
         yield Path(room)
 
 
-def _load(path: Path, dtype: DType, **settings: Any) -> tuple[PreTrainedModel, set[str]]:
+def _load(path: Path, dtype: DType, **settings: Any) -> tuple[Any, set[str]]:
     """The model and the names of the weights that its files lack."""
     try:
         with _without_report():

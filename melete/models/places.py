@@ -81,6 +81,9 @@ def resolve_model(name: str) -> Path:
         path = get_model(name)
     if (path / ADAPTER).is_file():
         return path
+    if any(path.glob("*.gguf")) and not any(any(path.glob(pattern)) for pattern in WEIGHTS):
+        remedy = "convert it with transformers (from_pretrained with gguf_file, then save_pretrained)"
+        raise ModelError("this directory has weights as GGUF, which are not read", place=str(path), remedy=remedy)
     if not (path / "config.json").is_file():
         raise ModelError(
             "this directory has no config.json", place=str(path), remedy="save the model with save_pretrained"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from melete.suggest import did_you_mean
+
+CHAT_TEMPLATES = ("plain", "chatml", "llama3")
 Problem: TypeAlias = tuple[str, str]  # a key below the settings object, and what is wrong with it
 Artefact: TypeAlias = Literal["model", "reward model", "data", "nothing"]
 
@@ -165,7 +169,11 @@ class TrainingStage(Stage):
         return [self.model]
 
     @model_validator(mode="after")
-    def _refuse_dropout_where_it_would_mislead(self) -> TrainingStage:
+    def _refuse_what_no_training_can_use(self) -> TrainingStage:
+        known = ["auto", *CHAT_TEMPLATES]
+        if self.chat_template not in known and not Path(self.chat_template).is_file():
+            hint = did_you_mean(self.chat_template, known)
+            raise ValueError(f"chat_template: {self.chat_template!r} is neither a chat template nor a file; {hint}")
         if self.adapter and self.adapter.dropout and getattr(self, "kind", "") not in ("sft", "reward_model"):
             raise ValueError("adapter.dropout: must be 0: what is learnt is compared with log-probs without dropout")
         return self

@@ -28,6 +28,13 @@ def test_a_model_that_is_not_fetched_says_how_to_get_it() -> None:
     assert f"melete models get {NAME}" in missing_model(NAME)
 
 
+def test_a_directory_of_gguf_is_refused_with_a_way_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="as GGUF, which are not read") as refusal:
+        resolve_model(str(tmp_path))
+    assert "gguf_file" in refusal.value.remedy
+
+
 def test_a_name_of_the_hubs_may_be_one_unless_the_hub_is_not_asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -18,8 +18,10 @@ from melete.errors import RecipeError
 from melete.live import View
 from melete.models.heads import load_scalar_model
 from melete.models.load import load_model
+from melete.models.templates import NAMES
 from melete.pipeline import run_recipe
 from melete.schema import Recipe, TrainingStage
+from melete.schema.base import CHAT_TEMPLATES
 from melete.types import Message, PreferencePair
 
 SHORT = {"warmup_steps": 1, "adapter": {"rank": 2}}
@@ -87,6 +89,15 @@ def test_dropout_is_refused_where_log_probs_are_compared() -> None:
     with pytest.raises(RecipeError, match=r"adapter\.dropout: must be 0"):
         recipe("whole.adapter.dropout=0.1")
     recipe("apart.adapter.dropout=0.1")
+
+
+def test_a_chat_template_that_is_not_there_is_refused_before_work_begins(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"whole\.chat_template: .*did you mean chatml"):
+        recipe("whole.chat_template=chatlm")
+    (tmp_path / "own.jinja").write_text("")
+    recipe("whole.chat_template=chatml")
+    recipe(f"whole.chat_template={tmp_path / 'own.jinja'}")
+    assert CHAT_TEMPLATES == NAMES
 
 
 def test_all_linear_layers_are_auto() -> None:
