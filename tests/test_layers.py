@@ -17,7 +17,10 @@ CORE = {"batch", "credit", "algorithms", "functional"}
 CONTENT = {"text", "rewards", "sandbox", "tasks"}
 PROTOCOLS = {"sampling.protocol", "sampling.keys", "learning.protocol"}
 BELOW_STAGES = (
-    LEAVES | CORE | CONTENT | {"corpus", "datasets", "models", "sampling", "learning", "loops", "evaluation", "runs"}
+    LEAVES
+    | CORE
+    | CONTENT
+    | {"forward", "corpus", "datasets", "models", "sampling", "learning", "loops", "evaluation", "runs"}
 )
 
 # room -> what it may import: a room, or one module of it. A new room needs a row here.
@@ -40,9 +43,11 @@ ALLOWED: dict[str, set[str]] = {
     # lessons for a judge are asked as the judge will be
     "corpus": LEAVES | {"text", "tasks", "rewards.judge_prompts"},
     "models": LEAVES | CORE | CONTENT | {"runs.atomic"},
-    "sampling": LEAVES | CORE | CONTENT,
+    # known architectures, computed with less: for whoever writes tokens and whoever scores them
+    "forward": LEAVES,
+    "sampling": LEAVES | CORE | CONTENT | {"forward"},
     # an adapter switched off is the reference
-    "learning": LEAVES | CORE | CONTENT | {"models.adapters"},
+    "learning": LEAVES | CORE | CONTENT | {"models.adapters", "forward"},
     "runs": LEAVES,
     "evaluation": LEAVES | CONTENT | {"runs", "sampling.protocol", "sampling.keys"},
     # loops see samplers and learners through their protocols only; pretraining balances its own routers
@@ -70,8 +75,9 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": BELOW_STAGES | {"schema", "states", "stages", "live", "report"},
     "cli": LEAVES
     | {"schema", "config", "pipeline", "states", "live", "report", "threads", "algorithms", "tasks", "rewards"}
-    | {"planning", "cli_errors", "cli_perform", "cli_stages", "cli_runs", "cli_models"},
+    | {"planning", "cli_errors", "cli_perform", "cli_stages", "cli_runs", "cli_models", "cli_data"},
     "cli_models": LEAVES | {"cli_errors", "models"},
+    "cli_data": LEAVES | {"cli_errors", "datasets", "models", "tasks"},
     "cli_errors": LEAVES,
     # one stage as a recipe: a command, and a function
     "recipe_settings": LEAVES | {"schema"},

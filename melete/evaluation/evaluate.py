@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from melete.evaluation.conduct import Conduct, RightResults, conduct
 from melete.evaluation.judgement import Judgement
-from melete.evaluation.metrics import Interval, bootstrap_interval, majority_at_k, pass_at_k
+from melete.evaluation.metrics import Interval, bootstrap_interval, majority_at_k, pass_at_k, win_rate
 from melete.evaluation.reflection import LONG_PHRASES, ReflectionCount, reflection
 from melete.sampling.keys import rollout_key
 from melete.sampling.protocol import Sampler
@@ -49,12 +49,18 @@ class ProblemResult:
     def num_correct(self) -> int:
         return sum(bool(sample.judgement.correct) for sample in self.judged)
 
+    @property
+    def grades(self) -> list[float]:
+        """What the task gave the judged samples."""
+        found = [sample.judgement.reward.parts["accuracy"] for sample in self.judged]
+        return [grade for grade in found if grade is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
     """What an evaluation found. Rates are means over problems; `None` where there was nothing to count.
 
-    `score` is the mean grade, which is pass@1 where a grade is 0 or 1. `pass_at` and `majority_at` map k to a mean and
+    `score` is the mean grade, which is pass@1 where a grade is 0 or 1. `wins` is the win rate against another result. `pass_at` and `majority_at` map k to a mean and
     its bootstrap interval; `tokens_at` maps k to the tokens that k samples of a problem cost, as a mean over the same
     problems.
     """
@@ -77,6 +83,7 @@ class EvaluationResult:
     grader_failures: int
     num_tokens: int
     problems: tuple[ProblemResult, ...]
+    wins: Interval | None = None
 
     def row(self) -> dict[str, Any]:
         """The flat row of `metrics.jsonl`: pass@k and maj@k with intervals, and every other number by its name.
@@ -88,6 +95,8 @@ class EvaluationResult:
             for k, interval in table.items():
                 key = f"{name}@{k}"
                 row |= {key: interval.mean, f"{key}/low": interval.low, f"{key}/high": interval.high}
+        if self.wins:
+            row |= {"win_rate": self.wins.mean, "win_rate/low": self.wins.low, "win_rate/high": self.wins.high}
         row |= {f"tokens@{k}": tokens for k, tokens in self.tokens_at.items()}
         return row | self._scalars() | self.conduct.row()
 
@@ -208,9 +217,17 @@ def summarise(
     )
 
 
+def compared(result: EvaluationResult, first: EvaluationResult, *, seed: int = 0) -> EvaluationResult:
+    """`result` with its win rate against `first`, problem by problem, where both have graded samples of one problem."""
+    before = {one.problem.problem_id: one.grades for one in first.problems}
+    both = [(one.grades, before.get(one.problem.problem_id, [])) for one in result.problems]
+    rates = [win_rate(ours, theirs) for ours, theirs in both if ours and theirs]
+    wins = bootstrap_interval(rates, rng=np.random.default_rng([seed, 2])) if rates else None
+    return replace(result, wins=wins)
+
+
 def _score(result: ProblemResult) -> float:
-    grades = [sample.judgement.reward.parts["accuracy"] for sample in result.judged]
-    return _mean([grade for grade in grades if grade is not None])
+    return _mean(result.grades)
 
 
 def _pass(result: ProblemResult, k: int) -> float:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from melete.errors import RunError
 from melete.evaluation.conduct import RightResults
-from melete.evaluation.evaluate import EvaluationResult, ProblemResult, Sample, evaluate, summarise
+from melete.evaluation.evaluate import EvaluationResult, ProblemResult, Sample, compared, evaluate, summarise
 from melete.evaluation.judgement import Judgement, judge
 from melete.rewards.rules import accuracy
 from melete.runs.atomic import write_atomically
@@ -56,9 +56,12 @@ class HeldOut:
     def evaluate(self, step: int, *, may_sample: bool = True) -> EvaluationResult:
         """The evaluation before step `step`: read back when it was made already, else made now and kept.
 
+        Every one after the first has its win rate against the first.
         Raises `RunError` for a file that is damaged, or missing when the weights have moved on (not `may_sample`).
         """
-        self.results[step] = self.kept(f"step-{step:06d}", may_sample=may_sample)
+        result = self.kept(f"step-{step:06d}", may_sample=may_sample)
+        first = min(self.results, default=step)
+        self.results[step] = compared(result, self.results[first], seed=self.seed) if first < step else result
         return self.results[step]
 
     def file(self, name: str) -> Path:

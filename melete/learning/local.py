@@ -17,7 +17,8 @@ from melete.errors import ModelError
 from melete.functional.aggregate import aggregate
 from melete.functional.value import value_loss
 from melete.learning.optimizer import OptimizerSettings
-from melete.learning.scoring import plain_head, score, score_batch
+from melete.learning.packing import refuse_unpackable
+from melete.learning.scoring import plain_head, score, score_batch, shares_beginnings
 from melete.learning.updater import OneModel, Updater
 from melete.models.adapters import has_adapter, without_adapter
 
@@ -26,7 +27,8 @@ class LocalLearner(OneModel):
     """Updates `model` in place; `after_step` is called after each optimizer step and may return metrics of its own.
 
     `value_head` is that of a critic on the policy's own trunk: `value_coef` times its value loss is added to each
-    token's loss (Schulman et al. 2017, eq. 9), which teaches the trunk; the head itself is the critic's to train.
+    token's loss (Schulman et al. 2017, eq. 9), which teaches the trunk; the head itself is the critic's to train. With
+    `packing`, several rows of an update go through the model as one sequence (see `packing.py`).
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class LocalLearner(OneModel):
         reference: PreTrainedModel | None = None,
         value_head: torch.nn.Linear | None = None,
         value_coef: float = 0.1,
+        packing: bool = False,
     ) -> None:
         if value_head is not None and plain_head(model) is None:
             remedy = 'give the critic a trunk of its own: trunk = "own"'
@@ -48,6 +51,9 @@ class LocalLearner(OneModel):
         self.model, self.max_tokens, self.temperature = model, max_tokens_per_microbatch, temperature
         self.updater = Updater(model, optimizer, after_step=after_step)
         self.reference = reference
+        self.packing = packing
+        if packing and not shares_beginnings(model):
+            refuse_unpackable(model)
 
     def logprobs(self, batch: Batch | TrainBatch) -> Tensor:
         """Log-probs [B, T] by the current weights, without gradient."""
@@ -83,7 +89,8 @@ class LocalLearner(OneModel):
         return metrics | _averages(sums) | {"num_dropped_rows": float(batch.num_dropped_rows)}
 
     def _losses(self, batch: TrainBatch, algorithm: Algorithm, sums: defaultdict[str, float]) -> Iterator[Tensor]:
-        for part in microbatches(batch, self.max_tokens):
+        shared = shares_beginnings(self.model)
+        for part in microbatches(batch, self.max_tokens, share_beginnings=shared, packing=self.packing):
             yield self._loss(part.to(self.model.device), algorithm, sums)
 
     def _loss(self, part: TrainBatch, algorithm: Algorithm, sums: defaultdict[str, float]) -> Tensor:
@@ -96,6 +103,7 @@ class LocalLearner(OneModel):
             self.temperature,
             entropy_grad=entropy_grad,
             value_weight=head if "returns" in part.streams else None,
+            packing=self.packing,
         )
         losses, per_token = token_losses(
             algorithm,

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from melete.batch import Batch, TokenRows, TrainBatch, row_parts
+from melete.batch import Batch, TokenRows, TrainBatch, beginnings, row_parts
+from melete.forward.architectures import knows
+from melete.forward.trunk import states_at
 from melete.functional.logprobs import entropy_at, logprobs_at
+from melete.learning.packing import packed, states_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +37,20 @@ def score(
     *,
     entropy_grad: bool = False,
     value_weight: Tensor | None = None,
+    packing: bool = False,
 ) -> Scores:
     """Scores the tokens of right-padded rows [B, T] where `mask` [B, T] is True.
 
     Right padding needs no attention mask: a real token never looks to its right. The first token of a row is never
-    predicted, so a mask there counts for nothing.
+    predicted, so a mask there counts for nothing. With `packing`, several rows go through the model as one sequence.
     """
     predicted = mask[:, 1:]
     where = torch.nn.functional.pad(predicted, (1, 0))
     values = None
     if value_weight is None:
-        logits = logits_at(model, tokens, predicted)
+        logits = logits_at(model, tokens, predicted, packing=packing)
     else:
-        hidden = hidden_at(model, tokens, predicted)
+        hidden = hidden_at(model, tokens, predicted, packing=packing)
         logits = cast(nn.Module, plain_head(model))(hidden)
         worth = torch.nn.functional.linear(hidden, value_weight).squeeze(-1).float()
         values = worth.new_zeros(tokens.shape).masked_scatter(where, worth)
@@ -74,24 +78,34 @@ def stream_of(
     """What `compute(tokens, loss_mask)` says of a part of the rows, put together: a stream [B, T] fp32 on the CPU."""
     model.eval()
     out = torch.zeros(batch.tokens.shape)
-    for rows in row_parts(batch.lengths, max_tokens):
+    shared = beginnings(batch.tokens, batch.loss_mask) if shares_beginnings(model) else None
+    for rows in row_parts(batch.lengths, max_tokens, beginnings=shared):
         longest = int(batch.lengths[rows].max())
         tokens, mask = batch.tokens[rows, :longest].to(model.device), batch.loss_mask[rows, :longest].to(model.device)
         out[rows, :longest] = compute(tokens, mask).float().cpu()
     return out
 
 
-def logits_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor) -> Tensor:
+def shares_beginnings(model: Any) -> bool:
+    """Whether what several rows begin with is computed once for all of them, and padding never."""
+    return knows(getattr(model, "base_model", None))
+
+
+def logits_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor, *, packing: bool = False) -> Tensor:
     """Logits [N, V] at the positions whose next token is wanted."""
     head = plain_head(model)
     if head is not None:
-        return head(hidden_at(model, tokens, predicted))
+        return head(hidden_at(model, tokens, predicted, packing=packing))
+    if packing:
+        return packed(lambda **said: model(**said, use_cache=False).logits, tokens[:, :-1], predicted, model.dtype)
     return model(input_ids=tokens, use_cache=False).logits[:, :-1][predicted]
 
 
-def hidden_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor) -> Tensor:
+def hidden_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor, *, packing: bool = False) -> Tensor:
     """The trunk's last hidden states [N, H] at the positions whose next token is wanted."""
-    return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1][predicted]
+    if packing and not shares_beginnings(model):  # what is shared is never padded either
+        return packed(states_of(model.base_model), tokens[:, :-1], predicted, model.dtype)
+    return states_at(model.base_model, tokens[:, :-1], predicted)
 
 
 def plain_head(model: PreTrainedModel) -> nn.Module | None:
@@ -106,8 +120,7 @@ def plain_head(model: PreTrainedModel) -> nn.Module | None:
 
 def scores_at(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     """A scalar head's scores [B, T] of the tokens under `mask`, each having read up to itself; 0 elsewhere."""
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[mask]
-    scores = model.score(hidden).squeeze(-1).float()
+    scores = model.score(states_at(model.base_model, tokens, mask)).squeeze(-1).float()
     return scores.new_zeros(tokens.shape).masked_scatter(mask, scores)
 
 

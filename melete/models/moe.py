@@ -26,7 +26,8 @@ def bias_step(bias: Tensor, load: Tensor, rate: float) -> Tensor:
 class RouterBalancer:
     """Counts the tokens that each expert receives while gradients are on, and moves the biases when asked.
 
-    Padding is not counted: how rows are split over micro-batches must not change a bias.
+    Padding is not counted, and a token that several rows share counts for each of them: how rows are split over
+    micro-batches must not change a bias. The lean forward pass says so itself (`token_counts` of the trunk).
 
     A model without such routers is fine: then there is nothing to do.
     """
@@ -38,9 +39,10 @@ class RouterBalancer:
         self.routers = [m for m in with_bias if any(p.requires_grad for p in m.parameters())]
         self.loads = [torch.zeros_like(_bias(router)) for router in self.routers]
         self.is_real: Tensor | None = None  # [B * T] of the forward pass under way
+        self.trunk: Any = getattr(model, "base_model", model)
         self.pad_token_id: int | None = getattr(getattr(model, "config", None), "pad_token_id", None)
         if self.routers:
-            getattr(model, "base_model", model).register_forward_pre_hook(self._remember, with_kwargs=True)
+            self.trunk.register_forward_pre_hook(self._remember, with_kwargs=True)
         for index, router in enumerate(self.routers):
             router.register_forward_hook(self._count(index))
 
@@ -54,9 +56,12 @@ class RouterBalancer:
     def _count(self, index: int):
         def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
             if torch.is_grad_enabled():
-                chosen = output[-1] if self.is_real is None else output[-1][self.is_real]
-                load = self.loads[index]
-                load += torch.bincount(chosen.flatten(), minlength=load.numel()).to(load)
+                chosen, load = output[-1], self.loads[index]
+                counts = getattr(self.trunk, "token_counts", None)
+                if counts is None:
+                    counts = torch.ones(len(chosen), device=chosen.device) if self.is_real is None else self.is_real
+                weights = counts.to(load)[:, None].expand_as(chosen)
+                load += torch.bincount(chosen.flatten(), weights.flatten(), minlength=load.numel()).to(load)
 
         return hook
 

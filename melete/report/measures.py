@@ -10,6 +10,7 @@ from melete.report.files import Row
 
 _MEASURES = {
     "score": ("mean grade, from 0 to 1", False),
+    "win_rate": ("attempts graded above one of the first model, ties counted half", True),
     "pass@1": ("attempts that are right", True),
     "pass@k": ("problems with at least one right attempt in {k}", True),
     "maj@k": ("problems whose most frequent answer of {k} is right", True),
@@ -79,7 +80,7 @@ def table(evaluations: Sequence[Row]) -> list[TableRow]:
     k = largest_k(evaluations)
     names = [name.replace("@k", f"@{k}") for name in _MEASURES if "@k" not in name or k > 1]
     if not any(is_graded(one) for one in evaluations):
-        names.remove("score")  # it is pass@1
+        names = [name for name in names if name not in ("score", "win_rate")]  # both are pass@1 in other words
     return [
         TableRow(name, meaning(name), [(cell(one, name), interval(one, name)) for one in evaluations])
         for name in names

@@ -43,9 +43,12 @@ def cards(evaluations: Sequence[Row]) -> list[Card]:
     if not evaluations:
         return []
     first, last, k = evaluations[0], evaluations[-1], largest_k(evaluations)
-    wanted = [("Score", "score")] if is_graded(first) or is_graded(last) else []
+    is_about_grades = is_graded(first) or is_graded(last)
+    wanted = [("Score", "score"), ("Beats the start", "win_rate")] if is_about_grades else []
     wanted += [("Right answers", "pass@1"), (f"By majority of {k}", f"maj@{k}")]
     wanted += [("Thinks first", "share_thinking"), ("Tokens", "length_mean")]
+    # against itself a model wins half the time
+    first = {**first, "win_rate": 0.5}
     return [
         Card(label, metric, cell(first, metric), cell(last, metric))
         for label, metric in wanted

@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from melete.forward.architectures import has_full_attention
+
 
 class PreallocatedLayer(DynamicLayer):
     """Keys and values [B, H, capacity, D] of which the first `length` positions are in use."""
@@ -61,21 +63,6 @@ def make_cache(config: PreTrainedConfig, spare: int) -> Cache:
         return DynamicCache(config=config)
     num_layers = config.get_text_config(decoder=True).num_hidden_layers
     return Cache(layers=[PreallocatedLayer(spare) for _ in range(num_layers)])
-
-
-def has_full_attention(config: PreTrainedConfig) -> bool:
-    """Whether every layer looks at all tokens before it: no window, no chunks, no recurrence."""
-    text = config.get_text_config(decoder=True)
-    kinds = getattr(text, "layer_types", None)
-    if kinds is None:
-        return not (getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None))
-    return set(kinds) == {"full_attention"}
-
-
-def has_attention(config: PreTrainedConfig) -> bool:
-    """Whether any layer looks at single tokens before it, rather than at a state that they have left behind."""
-    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None)
-    return kinds is None or not set(kinds) <= {"linear_attention", "conv"}
 
 
 def select_rows(cache: Cache, rows: Tensor) -> None:

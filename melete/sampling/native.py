@@ -1,14 +1,13 @@
 """The native sampler: any Hugging Face causal language model, on the device it is on.
 
-Each distinct prompt of a wave is run through the model once and its cache forked to the siblings; rows that have ended
-leave the batch.
+Each distinct prompt of a wave is run through the model once, for all of its siblings; rows that have ended leave the
+batch. Architectures that `melete.forward` knows are written with its lean forward pass, others with their own.
 What a row says depends only on its prompt, its key and the weights: the random number of a token is a function of the
 rollout's key and the token's position, so neither the other rows nor the order of work can change it.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache
 
+from melete.forward.rows import Prompts, Rows, lean_model
 from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
-from melete.sampling.kv_cache import has_attention, has_full_attention, make_cache, select_rows
 from melete.sampling.protocol import OnCompletion
+from melete.sampling.rows import CachedRows, WrittenRows
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
 
 SPARE_TOKENS = 64  # room in the cache after the prompt before it is doubled
@@ -48,9 +47,7 @@ class NativeSampler:
     ) -> None:
         self.model, self.tokenizer, self.max_rows, self.policy_version = model, tokenizer, max_rows, version
         self.end_tokens = torch.tensor(sorted(_end_tokens(model, tokenizer)), device=model.device)
-        # transformers takes a cache under a wrong name without a word and does not use it
-        takes = inspect.signature(model.forward).parameters
-        self.cache_argument = "cache_params" if "cache_params" in takes else "past_key_values"
+        self.lean = lean_model(model)
         self.num_prefilled_tokens = self.num_decoded_tokens = 0  # how much work was done, padding not counted
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
@@ -131,10 +128,9 @@ class NativeSampler:
         self, requests: Sequence[SampleRequest], settings: SamplingSettings, written: Callable[[int, Completion], None]
     ) -> None:
         prompts = {prompt: n for n, prompt in enumerate(dict.fromkeys(request.prompt_tokens for request in requests))}
-        logits, cache, mask = self._prefill(list(prompts), settings)
         row_of_key = [prompts[request.prompt_tokens] for request in requests for _ in request.keys]
-        row_prompt = torch.tensor(row_of_key, device=logits.device)
-        num_rows = len(row_prompt)
+        rows, logits = self._rows(list(prompts), torch.tensor(row_of_key, device=self.model.device), settings)
+        num_rows = len(row_of_key)
         wave = _Wave(
             keys=np.array([key for request in requests for key in request.keys], dtype=np.uint64),
             tokens=torch.zeros(num_rows, settings.max_new_tokens, dtype=torch.long, device=logits.device),
@@ -142,45 +138,31 @@ class NativeSampler:
             lengths=torch.zeros(num_rows, dtype=torch.long, device=logits.device),
             stopped=torch.zeros(num_rows, dtype=torch.bool, device=logits.device),
         )
-        select_rows(cache, row_prompt)  # the fork: every sibling gets its prompt's keys and values
-        self._decode(logits[row_prompt], cache, mask[row_prompt], wave, settings, written)
+        self._decode(logits, rows, wave, settings, written)
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]], settings: SamplingSettings) -> tuple[Tensor, Cache, Tensor]:
-        """Next-token logits [P, V], the cache, and the mask [P, L] of real tokens of left-padded prompts."""
-        longest = max(len(prompt) for prompt in prompts)
-        device = self.model.device
-        tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device=device)
-        for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = True
-        self.num_prefilled_tokens += int(mask.sum())
-        cache = make_cache(self.model.config, spare=min(SPARE_TOKENS, settings.max_new_tokens))
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=mask.long(),
-            position_ids=_positions(mask),
-            use_cache=True,
-            logits_to_keep=1,
-            **{self.cache_argument: cache},
-        )
-        return output.logits[:, -1], cache, mask
+    def _rows(
+        self, prompts: Sequence[tuple[int, ...]], prompt_of: Tensor, settings: SamplingSettings
+    ) -> tuple[WrittenRows, Tensor]:
+        """Rows that are about to be written, and the logits [B, V] of their first tokens."""
+        self.num_prefilled_tokens += sum(len(prompt) for prompt in prompts)
+        room = min(SPARE_TOKENS, settings.max_new_tokens)
+        if self.lean is not None:
+            self.lean.refresh()
+            shared = Prompts(self.lean, prompts)
+            return Rows(self.lean, shared, prompt_of, room=room), shared.logits[prompt_of]
+        cached = CachedRows(self.model, prompts, prompt_of, room=room, limit=settings.max_new_tokens)
+        return cached, cached.logits
 
     def _decode(
         self,
         logits: Tensor,
-        cache: Cache,
-        mask: Tensor,
+        rows: WrittenRows,
         wave: _Wave,
         settings: SamplingSettings,
         written: Callable[[int, Completion], None],
     ) -> None:
         """Fills `wave` and hands over each row when it ends; ended rows are dropped from the batch now and then."""
         alive = torch.arange(len(wave.keys), device=logits.device)  # the wave's row of each row of the batch
-        next_position = mask.sum(dim=1)
-        room = torch.ones(len(alive), settings.max_new_tokens, dtype=torch.bool, device=mask.device)
-        width = mask.shape[1]
-        mask = torch.cat([mask, room], dim=1)
         for step in range(settings.max_new_tokens):
             drawn = uniforms(wave.keys[alive.cpu().numpy()], np.full(len(alive), step, dtype=np.uint64))
             tokens, logprobs = draw(logits, torch.from_numpy(drawn).to(logits.device), settings)
@@ -200,18 +182,9 @@ class NativeSampler:
                 break
             if num_open <= COMPACT_SHARE * len(alive):
                 kept = is_open.nonzero()[:, 0]
-                alive, tokens, mask, next_position = alive[kept], tokens[kept], mask[kept], next_position[kept]
-                select_rows(cache, kept)
-            width += 1
-            logits = self.model(
-                input_ids=tokens[:, None],
-                attention_mask=_single_query_mask(mask[:, :width], self.model),
-                position_ids=next_position[:, None],
-                use_cache=True,
-                logits_to_keep=1,
-                **{self.cache_argument: cache},
-            ).logits[:, -1]
-            next_position = next_position + 1
+                alive, tokens = alive[kept], tokens[kept]
+                rows.keep(kept)
+            logits = rows.step(tokens)
 
     def _ends_with_stop_string(self, wave: _Wave, alive: Tensor, step: int, settings: SamplingSettings) -> Tensor:
         if not settings.stop_strings:
@@ -226,21 +199,6 @@ class NativeSampler:
         reason: FinishReason = "stop" if bool(wave.stopped[row]) else "length"
         tokens, logprobs = wave.tokens[row, :length].tolist(), wave.logprobs[row, :length].tolist()
         return Completion(tuple(tokens), tuple(logprobs), reason, self.policy_version)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _single_query_mask(mask: Tensor, model: PreTrainedModel) -> Tensor | None:
-    """The mask of a single query per row in the form that the model takes without further work, if one is needed."""
-    # a model without attention would multiply the new token by the mask of all tokens
-    if bool(mask.all()) or not has_attention(model.config):
-        return None
-    # a finished mask is taken as it is by every layer, so a window would be lost
-    if model.config._attn_implementation == "sdpa" and has_full_attention(model.config):
-        return mask[:, None, None, :]
-    return mask.long()
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

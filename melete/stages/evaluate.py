@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from melete.evaluation.evaluate import EvaluationResult
+from melete.evaluation.evaluate import EvaluationResult, compared
 from melete.evaluation.held_out import HeldOut
 from melete.evaluation.same_prompts import Answer, choose_prompts, first_answers, rule
 from melete.models.load import load_tokenizer
@@ -41,6 +41,7 @@ def run_evaluate(stage: EvaluateStage, context: StageContext) -> dict[str, Any]:
     exams = sorted(stage.tasks.items())
     tasks = {name: make_task(exam.task.name, exam.task.own_settings()) for name, exam in exams}
     answers: dict[str, dict[str, list[Answer]]] = {name: {} for name in tasks}
+    first: dict[str, EvaluationResult] = {}
     checkpoints = []
     for number, model in enumerate(stage.models):
         desk = _Desk(stage, context, number)
@@ -48,7 +49,8 @@ def run_evaluate(stage: EvaluateStage, context: StageContext) -> dict[str, Any]:
         for name, task in tasks.items():
             if context.should_stop():
                 raise Interrupted
-            result = desk.evaluate(name, task)
+            result = desk.evaluate(name, task, first.get(name))
+            first.setdefault(name, result)
             summaries[name] = result.summary()
             answers[name][model] = first_answers(result)
         checkpoints.append(
@@ -82,11 +84,13 @@ class _Desk:
         """How large the model is; kept, so that it need not be loaded for it."""
         return int(json.loads((self.directory / "model.json").read_text(encoding="utf-8"))["num_parameters"])
 
-    def evaluate(self, name: str, task: Task) -> EvaluationResult:
-        """The model's evaluation on a task, logged and shown."""
+    def evaluate(self, name: str, task: Task, first: EvaluationResult | None) -> EvaluationResult:
+        """The model's evaluation on a task, compared with that of the first model, logged and shown."""
         exam, began = self.stage.tasks[name], time.perf_counter()
         held_out = self._held_out(exam, task, may_sample=not (self.directory / f"{name}.jsonl").exists())
         result = held_out.kept(name)
+        if first:
+            result = compared(result, first, seed=self.context.seed)
         step = self.number * len(self.stage.tasks) + sorted(self.stage.tasks).index(name)
         label = self.stage.label(self.model)
         row = {"stage": self.stage.name, "step": step}

@@ -29,6 +29,16 @@ TOPICS = (
     "a river",
     "a flower",
 )
+# for models that know more words than the bundled base
+MORE_TOPICS = (
+    *TOPICS,
+    *("spring", "autumn", "a mountain", "a bridge", "the wind", "a candle", "a train", "the desert", "a lake", "the city"),
+    *("a village", "a horse", "a fox", "an owl", "the snow", "a storm", "a lamp", "a clock", "an island", "a ship"),
+    *("the forest", "a stone", "a road", "a window", "a door", "the kitchen", "a teacher", "a farmer", "a letter"),
+    *("a book", "music", "a dream", "the morning", "the evening", "a feather", "a shadow", "the harbour", "a market"),
+    *("a violin", "an apple", "a rose", "the stars", "a cloud", "a fisherman", "a castle", "the valley", "a waterfall"),
+    *("a butterfly", "an orchard", "a lighthouse", "the library", "a painter", "a wolf", "the attic", "a kite"),
+)
 REQUESTS = ("Write {n} about {topic}.", "Please write {n} about {topic}.", "Can you write {n} about {topic}?")
 LENGTHS = ("a line", "two lines")
 WARM_WORDS = frozenset(
@@ -58,9 +68,10 @@ _MAX_REPEATS = 3
 
 @dataclass(frozen=True, slots=True)
 class Verse:
-    """`num_warm_words`: how many different warm words the reader wants to see."""
+    """`num_warm_words`: how many different warm words the reader wants to see; `more_topics`: not only the tiny base's."""
 
     num_warm_words: int = 4
+    more_topics: bool = False
     seed: int = 0
     name: str = "verse"
     plain_answers: bool = True
@@ -83,7 +94,7 @@ class Verse:
         return check_gold(self, problem)
 
     def _draw(self, source: random.Random) -> tuple[str, str]:
-        topic = source.choice(TOPICS)
+        topic = source.choice(MORE_TOPICS if self.more_topics else TOPICS)
         return topic, source.choice(REQUESTS).format(n=source.choice(LENGTHS), topic=topic)
 
     def grade(self, problem: Problem, answer: str) -> float:

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from melete.evaluation.evaluate import EvaluationResult, evaluate
+from melete.evaluation.evaluate import EvaluationResult, compared, evaluate
 from melete.evaluation.judgement import Judgement, canonical, judge
 from melete.evaluation.transcripts import choose_transcripts
 from melete.types import Completion, Message, Problem, Reward, Rollout, SampleRequest, SamplingSettings
@@ -172,3 +172,14 @@ def test_two_spellings_of_a_number_are_one_vote() -> None:
     assert canonical("06") == canonical(" 6. ") == "6"
     assert canonical("( 3 + 5 )") == "(3+5)"
     assert canonical("") is None is canonical(None)
+
+
+def test_a_result_that_is_compared_says_how_often_its_attempts_beat_the_first_ones(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    first = _evaluate(tokenizer, _half_right)
+    better = compared(_evaluate(tokenizer, lambda problem, _: f"<answer> {problem} </answer> <end>"), first)
+    # all right against half right: the right ones tie, the wrong ones lose
+    assert better.wins is not None and better.wins.mean == 0.75
+    assert better.row()["win_rate"] == better.summary()["win_rate"] == 0.75
+    assert "win_rate" not in first.row()

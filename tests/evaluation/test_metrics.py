@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from melete.evaluation.metrics import bootstrap_interval, majority_at_k, pass_at_k
+from melete.evaluation.metrics import bootstrap_interval, majority_at_k, pass_at_k, win_rate
 
 SAMPLES = st.lists(st.sampled_from(["6", "7", "8", None]), min_size=1, max_size=7)
 
@@ -109,3 +109,19 @@ def test_the_interval_covers_the_true_rate_about_as_often_as_it_says() -> None:
 def test_an_interval_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no problems"):
         bootstrap_interval([], rng=np.random.default_rng(0))
+
+
+GRADES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=6)
+
+
+@given(GRADES, GRADES)
+def test_the_win_rate_is_the_naive_count_and_what_one_wins_the_other_loses(ours: list[float], theirs: list[float]) -> None:
+    pairs = [(a > b) + 0.5 * (a == b) for a in ours for b in theirs]
+    assert win_rate(ours, theirs) == pytest.approx(sum(pairs) / len(pairs))
+    assert win_rate(ours, theirs) + win_rate(theirs, ours) == pytest.approx(1.0)
+    assert win_rate(ours, ours) == 0.5
+
+
+def test_a_win_rate_needs_grades_on_both_sides() -> None:
+    with pytest.raises(ValueError, match="at least one grade"):
+        win_rate([], [1.0])

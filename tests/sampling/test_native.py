@@ -45,14 +45,13 @@ def assert_same(got: Sequence[Sequence[Completion]], expected: Sequence[Sequence
 
 
 class Rows:
-    """Rows and tokens of every call of a model, told by a hook."""
+    """How many rows each call of a model's head has, told by a hook."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.shapes: list[tuple[int, int]] = []
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(self, _model: object, _args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        self.shapes.append(tuple(kwargs["input_ids"].shape))
+        self.counts: list[int] = []
+        head = model.get_output_embeddings()
+        assert head is not None
+        head.register_forward_pre_hook(lambda _head, given: self.counts.append(given[0].numel() // given[0].shape[-1]))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -101,7 +100,7 @@ def test_a_request_with_more_keys_than_max_rows_is_split() -> None:
     rows = Rows(model)
     sampler = NativeSampler(model, tokenizer(), max_rows=4)
     split = sampler.sample([SampleRequest(PROMPTS[0], tuple(range(10)))], TWELVE)
-    assert max(number for number, _ in rows.shapes) == 4
+    assert max(rows.counts) == 4
     assert_same(split, sampler_of(llama()).sample([SampleRequest(PROMPTS[0], tuple(range(10)))], TWELVE))
 
 
@@ -119,13 +118,21 @@ def test_ended_rows_leave_the_batch() -> None:
     written = sampler.sample(requests(group_size=8), TWELVE)
     lengths = [len(completion.tokens) for siblings in written for completion in siblings]
     assert sampler.num_decoded_tokens == sum(lengths)
-    prefill, *decode = rows.shapes
-    assert prefill == (len(PROMPTS), max(len(prompt) for prompt in PROMPTS))
+    prefill, *decode = rows.counts
+    assert prefill == len(PROMPTS)
     assert len(decode) == max(lengths) - 1  # the first token needs the prefill alone, the last none after it
-    for step, (num_rows, width) in enumerate(decode):
+    for step, num_rows in enumerate(decode):
         needed = sum(length > step + 1 for length in lengths)
-        assert width == 1
         assert needed <= num_rows <= max(needed / 0.75 + 1, 1)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_lean_forward_pass_writes_what_the_models_own_writes(kind: str) -> None:
+    lean, own = sampler_of(MODELS[kind]()), sampler_of(MODELS[kind]())
+    assert lean.lean is not None
+    own.lean = None
+    asked = requests(group_size=6)
+    assert_same(lean.sample(asked, TWELVE), own.sample(asked, TWELVE))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -283,13 +290,18 @@ def test_a_stop_string_of_few_characters_and_many_tokens_is_seen() -> None:
     assert len(tokens) == 6
     model = llama()
 
-    def write_it(_model: object, _args: object, kwargs: dict, output):  # the next token of the cycle, always
-        position = int(kwargs["position_ids"][0, -1])
-        output.logits[:] = 0.0
-        output.logits[..., tokens[position % 6]] = 100.0
-        return output
+    written = 0
 
-    model.register_forward_hook(write_it, with_kwargs=True)
+    def write_it(_head: object, _given: object, logits: torch.Tensor) -> torch.Tensor:  # the next of the cycle, always
+        nonlocal written
+        forced = torch.zeros_like(logits)
+        forced[..., tokens[written % 6]] = 100.0
+        written += 1
+        return forced
+
+    head = model.get_output_embeddings()
+    assert head is not None
+    head.register_forward_hook(write_it)
     settings = SamplingSettings(20, stop_strings=("ééé",))
     (completion,) = NativeSampler(model, tokenizer()).sample([SampleRequest((1,), (0,))], settings)[0]
     assert completion.tokens == tuple(tokens)

@@ -1,0 +1,186 @@
+"""Rows that are written token by token: siblings share the keys and values of their prompt.
+
+A row attends to its prompt, of which there is one copy for all of its siblings, and to its own tokens, of which every
+row has as many. What has been written by nobody is not computed: there is no padding but between prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from melete.forward.architectures import expanded, heads, knows, latent, layers_of, rotations
+from melete.forward.layout import Grid
+from melete.forward.trunk import attend
+from melete.forward.weights import LatentAttention, LeanLayer, can_be_joined
+
+
+class LeanModel:
+    """A causal language model for writing rows; it follows the model's weights when they change."""
+
+    def __init__(self, model: Any) -> None:
+        self.trunk, self.head = model.base_model, model.get_output_embeddings()
+        self.state: tuple[object, ...] = ()
+        self.layers: list[LeanLayer] = []
+
+    def refresh(self) -> None:
+        """Takes the model's weights, if they are other than before."""
+        weights = [(p.data_ptr(), p._version) for p in [*self.trunk.parameters(), *self.trunk.buffers()]]
+        adapted: list[Any] = [module for module in self.trunk.modules() if hasattr(module, "base_layer")]
+        state = (*weights, *((module.disable_adapters, *module.active_adapters) for module in adapted))
+        if state != self.state:
+            self.layers = [LeanLayer(layer) for layer in layers_of(self.trunk)]
+            self.state = state
+
+
+def lean_model(model: Any) -> LeanModel | None:
+    """The model for writing rows, or None for one that the lean forward pass does not know."""
+    trunk = getattr(model, "base_model", None)
+    if trunk is model or not knows(trunk) or not can_be_joined(trunk) or model.get_output_embeddings() is None:
+        return None
+    return LeanModel(model)
+
+
+class Kept(NamedTuple):
+    """What a layer keeps of the prompts: keys [P, K, L, D] and values [P, K, L, E], or None where keys hold both."""
+
+    keys: Tensor
+    values: Tensor | None
+
+
+class Prompts:
+    """The prompts' states: each layer's keys and values, and the logits [P, V] of what follows."""
+
+    def __init__(self, model: LeanModel, prompts: Sequence[Sequence[int]]) -> None:
+        trunk, device = model.trunk, model.trunk.embed_tokens.weight.device
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        grid = Grid.of(self.lengths)
+        causal = torch.ones(grid.width, grid.width, dtype=torch.bool, device=device).tril()[None, None]
+        hidden = trunk.embed_tokens(torch.tensor([token for prompt in prompts for token in prompt], device=device))
+        cos, sin = rotations(trunk, hidden, grid.places % grid.width)
+        self.layers: list[Kept] = []
+        for layer in layers_of(trunk):
+            attention, x = layer.self_attn, layer.input_layernorm(hidden)
+            if hasattr(attention, "kv_b_proj"):
+                parts = latent(attention, x, cos, sin)
+                found = expanded(attention, *parts)
+                kept = Kept(grid.padded(torch.cat(parts[2:], dim=-1)).transpose(1, 2).contiguous(), None)
+            else:
+                found = heads(attention, x, cos, sin)
+                kept = Kept(*(grid.padded(part).transpose(1, 2).contiguous() for part in found[1:]))
+            self.layers.append(kept)
+            q, k, v = (grid.padded(part).transpose(1, 2) for part in found)
+            taken = attend(q, k, v, causal, attention.scaling)
+            hidden = hidden + attention.o_proj(grid.flat(taken.transpose(1, 2)).flatten(1))
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        last = trunk.norm(hidden[self.lengths.cumsum(0) - 1])
+        self.logits = model.head(last)
+        is_there = torch.arange(grid.width, device=device) < self.lengths[:, None]
+        self.bias = (
+            None if grid.is_full else torch.zeros_like(is_there, dtype=hidden.dtype).masked_fill_(~is_there, -torch.inf)
+        )
+
+
+class Rows:
+    """R rows under way, each with its prompt; `step` writes one token of each."""
+
+    def __init__(self, model: LeanModel, prompts: Prompts, prompt_of: Tensor, *, room: int) -> None:
+        self.model, self.room = model, room
+        self.prompts, self.bias, self.prompt_of = list(prompts.layers), prompts.bias, prompt_of
+        self.next_position = prompts.lengths[prompt_of]
+        self.num_own = 0
+        self.own: list[list[Tensor]] = []
+        self._arrange()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Writes `tokens` [R] and returns the logits [R, V] of what follows."""
+        trunk = self.model.trunk
+        hidden = trunk.embed_tokens(tokens)
+        cos, sin = rotations(trunk, hidden, self.next_position)
+        for number, layer in enumerate(self.model.layers):
+            queries, keys, values = layer.attention.queries(layer.before(hidden), cos, sin)
+            taken = self._attend(number, queries * layer.attention.scale, keys, values, layer.attention)
+            hidden = hidden + layer.attention.finish(taken)
+            hidden = hidden + layer.mlp(layer.between(hidden))
+        self.num_own += 1
+        self.next_position = self.next_position + 1
+        return self.model.head(trunk.norm(hidden))
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these rows only, in this order."""
+        self.own = [[states[rows] for states in layer] for layer in self.own]
+        self.next_position, self.prompt_of = self.next_position[rows], self.prompt_of[rows]
+        left, self.prompt_of = self.prompt_of.unique(return_inverse=True)
+        if len(left) < len(self.prompts[0].keys):
+            self.prompts = [Kept(*(None if part is None else part[left] for part in kept)) for kept in self.prompts]
+            self.bias = None if self.bias is None else self.bias[left]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Places the rows in a grid [P, S] by prompt, so that a prompt's keys are read once for all of its rows."""
+        num_prompts = len(self.prompts[0].keys)
+        order = self.prompt_of.argsort(stable=True)
+        counts = self.prompt_of.bincount(minlength=num_prompts)
+        self.num_slots = int(counts.max())
+        starts = counts.cumsum(0) - counts
+        ordered = self.prompt_of[order]
+        rank = torch.arange(len(order), device=order.device) - starts[ordered]
+        place = ordered * self.num_slots + rank
+        self.place_of = torch.empty_like(place).scatter_(0, order, place)  # [R]
+        self.row_at = torch.zeros(num_prompts * self.num_slots, dtype=torch.long, device=order.device)
+        self.row_at[self.place_of] = torch.arange(len(order), device=order.device)
+        in_order = torch.arange(len(order), device=order.device)
+        self.is_plain = len(self.row_at) == len(order) and bool((self.place_of == in_order).all())
+
+    def _spread(self, rows: Tensor) -> Tensor:
+        """[R, ...] in the grid [P, S, ...]; an empty place holds some row."""
+        spread = rows if self.is_plain else rows[self.row_at]
+        return spread.unflatten(0, (-1, self.num_slots))
+
+    def _gathered(self, grid: Tensor) -> Tensor:
+        """[P, S, ...] as [R, ...]."""
+        joined = grid.flatten(0, 1)
+        return joined if self.is_plain else joined[self.place_of]
+
+    def _attend(self, number: int, q: Tensor, keys: Tensor, values: Tensor | None, attention: Any) -> Tensor:
+        """What each head takes [R, H, E]; the keys and values of the new token are kept."""
+        own = self._written(number, keys, values)
+        prompt = self.prompts[number]
+        num_rows, num_kv = q.shape[0], keys.shape[1]
+        q = q.unflatten(1, (num_kv, -1))  # [R, K, g, D]
+        group = q.shape[2]
+        grid = self._spread(q).transpose(1, 2).flatten(2, 3)  # [P, K, S * g, D]
+        begun = grid @ prompt.keys.transpose(2, 3)
+        if self.bias is not None:
+            begun = begun + self.bias[:, None, None]
+        begun = self._gathered(begun.unflatten(2, (self.num_slots, group)).transpose(1, 2))  # [R, K, g, L]
+        length = begun.shape[-1]
+        shares = torch.cat([begun, q @ own[0].transpose(2, 3)], dim=-1).float().softmax(dim=-1).to(q.dtype)
+        of_prompt, of_own = shares[..., :length], shares[..., length:]
+        grid = self._spread(of_prompt).transpose(1, 2).flatten(2, 3)  # [P, K, S * g, L]
+        taken = grid @ self._values(prompt.keys, prompt.values, attention)
+        taken = self._gathered(taken.unflatten(2, (self.num_slots, group)).transpose(1, 2))
+        taken = taken + of_own @ self._values(own[0], own[1] if len(own) > 1 else None, attention)
+        return taken.reshape(num_rows, num_kv * group, -1)
+
+    def _values(self, keys: Tensor, values: Tensor | None, attention: Any) -> Tensor:
+        if values is not None:
+            return values
+        assert isinstance(attention, LatentAttention)
+        return keys[..., : attention.rank]
+
+    def _written(self, number: int, keys: Tensor, values: Tensor | None) -> list[Tensor]:
+        """The rows' own keys and values so far [R, K, T, D], the new token's among them."""
+        new = [keys] if values is None else [keys, values]
+        if number == len(self.own):
+            self.own.append([part.new_empty(*part.shape[:2], self.room, part.shape[2]) for part in new])
+        buffers = self.own[number]
+        if self.num_own == buffers[0].shape[2]:
+            buffers = [torch.cat([buffer, torch.empty_like(buffer)], dim=2) for buffer in buffers]
+            self.own[number] = buffers
+        for buffer, part in zip(buffers, new, strict=True):
+            buffer[:, :, self.num_own] = part
+        return [buffer[:, :, : self.num_own + 1] for buffer in buffers]

@@ -1,0 +1,84 @@
+"""The trunk over rows that share their beginnings: each shared token is computed once, padding never.
+
+The rest of a row attends to the keys and values of its beginning, and the gradients of all rows add up in them; so the
+result is that of the plain forward pass over whole rows, up to the order of sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from melete.forward.architectures import heads, knows, layers_of, rotations
+from melete.forward.layout import Layout
+
+SHORT = 256  # keys up to which plain products are faster on a CPU than its fused kernel
+
+
+def states_at(trunk: Any, tokens: Tensor, where: Tensor) -> Tensor:
+    """The last hidden states [N, d] of right-padded rows [B, T] where `where` [B, T] is True, row by row.
+
+    Right padding needs no attention mask: a real token never looks to its right.
+    """
+    if knows(trunk):
+        return states(trunk, Layout.of(tokens, where))
+    return trunk(input_ids=tokens, use_cache=False).last_hidden_state[where]
+
+
+def states(trunk: Any, layout: Layout) -> Tensor:
+    """The last hidden states [M, d] of the tokens that the layout asks for."""
+    if not len(layout.wanted):
+        return trunk.norm(trunk.embed_tokens(layout.wanted))
+    trunk.token_counts = layout.counts  # for who counts the tokens of each expert
+    hidden = trunk.embed_tokens(layout.tokens)
+    cos, sin = rotations(trunk, hidden, layout.positions)
+    for layer in layers_of(trunk):
+        if getattr(layer, "gradient_checkpointing", False) and layer.training:
+            hidden = checkpoint(_layer, layer, hidden, cos, sin, layout, use_reentrant=False)
+        else:
+            hidden = _layer(layer, hidden, cos, sin, layout)
+    trunk.token_counts = None
+    return trunk.norm(hidden.index_select(0, layout.wanted))
+
+
+def _layer(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+    attention = layer.self_attn
+    found = heads(attention, layer.input_layernorm(hidden), cos, sin)
+    hidden = hidden + attention.o_proj(_attend(found, attention.scaling, layout))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+
+def _attend(found: tuple[Tensor, Tensor, Tensor], scale: float, layout: Layout) -> Tensor:
+    """What each token [N] takes from those before it: [N, H * E]."""
+    num_beginning = len(layout.beginnings.places)
+    queries, keys, values = (stream[:num_beginning] for stream in found)
+    q, k, v = (layout.beginnings.padded(stream).transpose(1, 2) for stream in (queries, keys, values))
+    begun = attend(q, k, v, layout.causal, scale)
+    out = layout.beginnings.flat(begun.transpose(1, 2)).flatten(1)
+    if num_beginning == len(layout.tokens):
+        return out
+    queries, own_keys, own_values = (stream[num_beginning:] for stream in found)
+    q, own_k, own_v = (layout.rests.padded(stream).transpose(1, 2) for stream in (queries, own_keys, own_values))
+    k = torch.cat([k.index_select(0, layout.beginning_of), own_k], dim=2)
+    v = torch.cat([v.index_select(0, layout.beginning_of), own_v], dim=2)
+    rest = attend(q, k, v, layout.mask, scale)
+    return torch.cat([out, layout.rests.flat(rest.transpose(1, 2)).flatten(1)])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v under a mask: q [B, H, T, D], k [B, K, L, D], v [B, K, L, E], mask [B or 1, 1, T, L]."""
+    k, v = (_spread(states, q.shape[1] // k.shape[1]) for states in (k, v))
+    if q.device.type != "cpu" or k.shape[2] > SHORT:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf).expand(*q.shape[:3], -1).flatten(0, 1)
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale)
+    return (scores.softmax(dim=-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
+
+
+def _spread(states: Tensor, group: int) -> Tensor:
+    """Keys or values [B, K, T, D] for every query head [B, K * group, T, D]."""
+    return states if group == 1 else states.repeat_interleave(group, dim=1)
