@@ -7,6 +7,8 @@ from torch import Tensor
 
 from melete.types import SamplingSettings
 
+BLOCK = 256
+
 
 def draw(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
     """Tokens [B] and their log-probs [B] under the full softmax at the sampling temperature (greedy: at 1).
@@ -14,16 +16,48 @@ def draw(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tuple[
     `logits` [B, V]; `uniforms` [B] float64 in [0, 1). The token is the inverse of the cumulative distribution at the
     uniform number, after top-k and top-p have set probabilities to 0.
     """
-    temperature = settings.temperature or 1.0
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    scaled = logits.float() if settings.temperature in (0, 1) else logits.float() / settings.temperature
+    peak = scaled.amax(dim=-1, keepdim=True)
+    weights = (scaled - peak).exp_()  # probabilities times a number that is not needed to draw
+    blocks = _blocks(weights)
+    total = blocks.sum(dim=-1)
     if settings.temperature == 0:
         tokens = logits.argmax(dim=-1)  # log-probs of logits that are almost equal may round to the same number
+    elif settings.top_k or settings.top_p < 1:
+        cut = _cut(weights / total[:, None].float(), settings)
+        tokens = _inverse_cumulative(cut, _blocks(cut), uniforms)
     else:
-        cumulative = _cut(logprobs.exp(), settings).double().cumsum(dim=-1)
-        # strictly above: a token of probability 0 is never reached, not even by a uniform number of 0
-        tokens = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)[:, 0]
-        tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+        tokens = _inverse_cumulative(weights, blocks, uniforms)
+    logprobs = scaled.gather(1, tokens[:, None])[:, 0] - peak[:, 0] - total.log().float()
+    return tokens, logprobs
+
+
+def _blocks(weights: Tensor) -> Tensor:
+    """Sums of `BLOCK` neighbouring tokens' weights [B, V / BLOCK], in double precision."""
+    return _padded(weights).sum(dim=-1).double()
+
+
+def _padded(weights: Tensor) -> Tensor:
+    size = weights.shape[-1]
+    whole = weights if size % BLOCK == 0 else torch.nn.functional.pad(weights, (0, -size % BLOCK))
+    return whole.view(len(weights), -1, BLOCK)
+
+
+def _inverse_cumulative(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
+    """The first token [B] at which the running sum of `weights` [B, V] is above `uniforms` [B] times their total.
+
+    Strictly above: a token of weight 0 is never reached, not even by a uniform number of 0. First a block of tokens is
+    found, then the token in it, so that of a large vocabulary only the blocks' sums are added up in double precision.
+    """
+    edges = sums.cumsum(dim=-1)
+    target = (uniforms * edges[:, -1])[:, None]
+    block = torch.searchsorted(edges, target, right=True).clamp(max=sums.shape[1] - 1)
+    inside = _padded(weights).gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0]
+    rest = target - (edges - sums).gather(1, block)
+    place = torch.searchsorted(inside.double().cumsum(dim=-1), rest, right=True)
+    # the block's sum may be rounded up above the sum of its tokens: then it is the last that has any weight
+    last = (inside > 0).int().cumsum(dim=-1).argmax(dim=-1, keepdim=True)
+    return (block * BLOCK + torch.minimum(place, last))[:, 0]
 
 
 def _cut(probs: Tensor, settings: SamplingSettings) -> Tensor:
