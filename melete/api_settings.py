@@ -167,9 +167,15 @@ class TrainingKeywords(RunKeywords, total=False):
 class SFT(TrainingKeywords, total=False):
     """Keywords of `melete.sft`: Supervised fine-tuning on demonstrations."""
 
+    columns: Mapping[str, str]
+    part: str
+    max_tokens: int
+    too_long: Literal["refuse", "drop", "truncate"]
     data: DataLike
+    learn_from: Literal["every_turn", "last_turn"]
     num_epochs: int
     rows_per_step: int
+    packing: bool
     task: TaskLike | None
     max_new_tokens: int
     evaluation: EvaluationTable
@@ -178,6 +184,10 @@ class SFT(TrainingKeywords, total=False):
 class RM(TrainingKeywords, total=False):
     """Keywords of `melete.rm`: Train a reward model on preferences."""
 
+    columns: Mapping[str, str]
+    part: str
+    max_tokens: int
+    too_long: Literal["refuse", "drop"]
     data: DataLike
     loss: Literal["pairs", "rankings", "pointwise", "steps"]
     num_epochs: int
@@ -191,6 +201,10 @@ class RM(TrainingKeywords, total=False):
 class DPO(TrainingKeywords, total=False):
     """Keywords of `melete.dpo`: DPO and its family: learn from pairs without a reward model."""
 
+    columns: Mapping[str, str]
+    part: str
+    max_tokens: int
+    too_long: Literal["refuse", "drop"]
     algorithm: str
     algorithm_settings: Mapping[str, Value]
     data: DataLike

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from melete.cli_data import data
 from melete.cli_errors import plain_errors
+from melete.cli_label import label
 from melete.cli_models import models
 from melete.cli_perform import closing_lines, perform
 from melete.cli_runs import runs
+from melete.cli_serve import add_serve_commands
 from melete.cli_stages import add_stage_commands
+from melete.cli_watch import watch
 from melete.errors import RecipeError
 from melete.threads import prepare_threads
 
@@ -71,6 +75,10 @@ def run(
     max_minutes: Annotated[
         float | None, typer.Option(min=0, help="Refuse before work if it is estimated to take longer.")
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TRACKER", help="Send metrics to tensorboard, wandb or trackio; also MELETE_TRACK."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Run a recipe: make what is not made yet, or has changed, and continue what was interrupted."""
@@ -89,6 +97,7 @@ def run(
             only=only,
             dry_run=dry_run,
             max_minutes=max_minutes,
+            track=track or (),
         ):
             typer.echo(closing_lines(run_dir))
 
@@ -155,8 +164,12 @@ def report(
 
 
 add_stage_commands(app)
+add_serve_commands(app)
 app.add_typer(runs)
 app.add_typer(models)
+app.add_typer(data)
+app.add_typer(label)
+app.command()(watch)
 tasks = typer.Typer(name="tasks", help="Look at tasks, and try one yourself.", no_args_is_help=True)
 app.add_typer(tasks)
 TaskName = Annotated[str, typer.Argument(help="A task's name, as `melete tasks ls` lists them.")]

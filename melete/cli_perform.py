@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +24,16 @@ def perform(
     only: str = "",
     dry_run: bool = False,
     max_minutes: float | None = None,
+    track: Sequence[str] = (),
     say: Callable[[str], object] = typer.echo,
     console: Console | None = None,
 ) -> bool:
     """Whether it was run; after a dry run it was not. The live view goes to `console`, by default the terminal's."""
     from melete.planning import make_plan, save_plan
+    from melete.runs.trackers import tracker_names
     from melete.states import stage_states
 
+    trackers = tracker_names(track)
     states = stage_states(recipe, run_dir, from_stage=from_stage, only=only, command=command)
     plan = make_plan(recipe, run_dir, {state.name: str(state) for state in states})
     say(plan.text())
@@ -44,7 +47,7 @@ def perform(
 
     try:
         with View([only] if only else [stage.name for stage in recipe.stages], None, console=console) as view:
-            run_recipe(recipe, run_dir, view=view, command=command, from_stage=from_stage, only=only)
+            run_recipe(recipe, run_dir, view=view, command=command, from_stage=from_stage, only=only, track=trackers)
     finally:
         if run_dir.exists():
             save_plan(plan, run_dir)

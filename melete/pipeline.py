@@ -32,6 +32,7 @@ from melete.runs.artefacts import (
 )
 from melete.runs.atomic import json_text
 from melete.runs.directory import RunDirectory
+from melete.runs.trackers import Trackers
 from melete.schema import Recipe
 from melete.stages import RUNNERS, StageContext
 from melete.states import Choice, StageState, choose, last_step, made_from, stage_states
@@ -57,6 +58,7 @@ def run_recipe(
     with_report: bool = True,
     from_stage: str = "",
     only: str = "",
+    track: Sequence[str] = (),
 ) -> Path:
     """Makes what is not made or not up to date and returns the run's directory.
 
@@ -70,7 +72,12 @@ def run_recipe(
     _refuse_missing_models(recipe, choice)
     if not run_dir.exists():  # what is refused leaves no directory behind
         stage_states(recipe, run_dir, from_stage=from_stage, only=only, command=command)
-    with RunDirectory.create_or_open(run_dir, recipe.as_dict()) as run, _stop_request() as should_stop:
+    with (
+        RunDirectory.create_or_open(run_dir, recipe.as_dict()) as run,
+        Trackers(run.path, track, recipe.as_dict(), view.message, run.metrics() if track else ()) as trackers,
+        _stop_request() as should_stop,
+    ):
+        run.observers.append(trackers)
         states = stage_states(recipe, run.path, from_stage=from_stage, only=only, command=command)
         run.update_recipe(recipe.as_dict())
         context = StageContext(

@@ -86,7 +86,7 @@ def _data_problems(recipe: Recipe, index: int) -> Iterator[Problem]:
         elif name in makes:
             if makes[name] != "data":
                 yield key, f"{name} makes {_called(makes[name])}, not data"
-        elif not Path(name).is_file():
+        elif not Path(name).exists():
             near = f"; {did_you_mean(name, known)}" if known else ""
             yield key, f"{name!r} is neither a file nor a stage that makes data{near}"
 

@@ -5,3 +5,4 @@ from __future__ import annotations
 import torch
 
 torch.set_num_threads(1)
+pytest_plugins = ["browser"]

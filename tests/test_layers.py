@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "melete"
 
 LEAVES = {"types", "errors", "suggest", "imports"}
-CORE = {"batch", "credit", "algorithms", "functional"}
+CORE = {"batch", "parts", "credit", "algorithms", "functional"}
 CONTENT = {"text", "rewards", "sandbox", "tasks"}
 PROTOCOLS = {"sampling.protocol", "sampling.keys", "learning.protocol"}
 BELOW_STAGES = (
@@ -32,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": LEAVES,
     "threads": {"errors"},
     "functional": set(),
-    "batch": LEAVES | {"functional"},
+    "parts": set(),
+    "batch": LEAVES | {"functional", "parts"},
     "algorithms": LEAVES | {"functional"},
     "credit": LEAVES | {"functional", "batch", "algorithms"},
     "text": LEAVES,
@@ -73,9 +74,20 @@ ALLOWED: dict[str, set[str]] = {
     # what a run will take: it works with models for a moment, as a stage would
     "planning": BELOW_STAGES | {"schema", "config", "recipe_graph", "threads"},
     "pipeline": BELOW_STAGES | {"schema", "states", "stages", "live", "report"},
+    "web": LEAVES,
+    # a model that is asked, by people and by programs
+    "serving": LEAVES | {"text", "sampling", "models", "forward", "threads", "web"},
+    # what people prefer, on a page; the answers that they judge may be written first
+    "labelling": LEAVES | {"web", "datasets", "runs.atomic", "tasks", "models", "sampling", "loops.rl_rollouts"},
+    "cli_label": LEAVES | {"cli_errors", "threads", "labelling", "web"},
+    # reads what a run writes, and changes nothing
+    "watching": LEAVES | {"web", "runs.directory", "health"},
+    "cli_watch": LEAVES | {"cli_errors", "watching", "web"},
+    "cli_serve": LEAVES | {"cli_errors", "threads", "serving", "web"},
     "cli": LEAVES
     | {"schema", "config", "pipeline", "states", "live", "report", "threads", "algorithms", "tasks", "rewards"}
-    | {"planning", "cli_errors", "cli_perform", "cli_stages", "cli_runs", "cli_models", "cli_data"},
+    | {"planning", "cli_errors", "cli_perform", "cli_stages", "cli_runs", "cli_models", "cli_data"}
+    | {"cli_serve", "cli_label", "cli_watch"},
     "cli_models": LEAVES | {"cli_errors", "models"},
     "cli_data": LEAVES | {"cli_errors", "datasets", "models", "tasks"},
     "cli_errors": LEAVES,
@@ -83,7 +95,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipe_settings": LEAVES | {"schema"},
     "one_stage": LEAVES | {"schema", "config", "recipe_settings"},
     "recipe_page": LEAVES | {"schema", "one_stage", "recipe_settings"},
-    "cli_perform": LEAVES | {"schema", "states", "planning", "live", "pipeline"},
+    "cli_perform": LEAVES | {"runs.trackers", "schema", "states", "planning", "live", "pipeline"},
     "cli_options": LEAVES | {"schema", "config", "one_stage", "recipe_checks", "recipe_settings"},
     "cli_stages": LEAVES | {"runs.atomic", "threads", "one_stage", "cli_errors", "cli_perform", "cli_options"},
     "results": LEAVES | {"runs", "models"},

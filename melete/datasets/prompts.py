@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from melete.datasets.formats import turns_of
 from melete.datasets.tables import TableRow, read_table
 from melete.errors import DataError
 from melete.types import Message
@@ -33,9 +34,9 @@ def _lines(path: Path) -> list[tuple[Message, ...]]:
 
 
 def _prompt(row: TableRow) -> tuple[Message, ...]:
-    for column in ("messages", "prompt"):
+    for column in ("messages", "conversations", "prompt"):
         if row.has(column) and not isinstance(row.get(column), str):
-            return _asked(row.messages(column), f"{row.place}, column {column}")
+            return _asked(turns_of(row, column), f"{row.place}, column {column}")
     return (Message("user", row.text(row.column_of("prompt", {}, COLUMNS))),)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,19 +96,20 @@ class TableRow:
         )
 
 
-def read_table(path: Path, *, part: str = "") -> list[TableRow]:
-    """All rows of a file or directory, in order. `part` chooses one of several parts of a `datasets` directory.
+def read_table(path: Path, *, part: str = "", limit: int | None = None) -> list[TableRow]:
+    """All rows of a file or directory, in order, or the first `limit`. `part` chooses one of several parts of a
+    `datasets` directory.
 
     Raises `DataError` that names file and line for what cannot be read, and for an empty table; `RecipeError` with the
     line that installs it when a library is missing.
     """
     path = Path(path)
     if path.is_dir():
-        rows = list(_directory(path, part))
+        rows = list(itertools.islice(_directory(path, part), limit))
     else:
         if part:
             raise DataError(f"a file has no part {part!r}", place=str(path), remedy="leave `part` out")
-        rows = list(_reader(path)(path))
+        rows = list(itertools.islice(_reader(path)(path), limit))
     if not rows:
         raise DataError("the table is empty", place=str(path), remedy="write at least one row")
     return rows
@@ -157,6 +159,10 @@ def _content(path: Path) -> str:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.name.lower().endswith(".gz") else content
         return content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(
+            "the table cannot be read: it is not there", place=str(path), remedy="check the path"
+        ) from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"the table cannot be read: {error}", place=str(path), remedy="text in UTF-8") from error
 

@@ -60,9 +60,9 @@ class ProblemResult:
 class EvaluationResult:
     """What an evaluation found. Rates are means over problems; `None` where there was nothing to count.
 
-    `score` is the mean grade, which is pass@1 where a grade is 0 or 1. `wins` is the win rate against another result. `pass_at` and `majority_at` map k to a mean and
-    its bootstrap interval; `tokens_at` maps k to the tokens that k samples of a problem cost, as a mean over the same
-    problems.
+    `score` is the mean grade, which is pass@1 where a grade is 0 or 1. `wins` is the win rate against another result.
+    `pass_at` and `majority_at` map k to a mean and its bootstrap interval; `tokens_at` maps k to the tokens that k
+    samples of a problem cost, as a mean over the same problems.
     """
 
     num_samples: int

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from melete.batch import Batch, TrainBatch, row_parts
+from melete.batch import Batch, TrainBatch
 from melete.errors import ModelError
 from melete.functional.aggregate import aggregate, denominators
 from melete.functional.value import explained_variance, value_loss
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import stream_of, values_before
 from melete.learning.updater import OneModel, Updater
+from melete.parts import row_parts
 
 
 class SharedTrunk(torch.nn.Module):

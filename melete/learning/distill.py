@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from melete.batch import TokenRows, row_parts
+from melete.batch import TokenRows
 from melete.functional import distill
 from melete.functional.logprobs import logprobs_at
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import logits_at
 from melete.learning.updater import OneModel, Updater
+from melete.parts import row_parts
 
 Divergence = Literal["sequence", "forward_kl", "reverse_kl", "jsd"]
 

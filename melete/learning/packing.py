@@ -17,7 +17,7 @@ from melete.errors import ModelError
 from melete.forward.architectures import has_full_attention
 
 Run = Callable[..., Tensor]  # (input_ids, attention_mask, position_ids) -> what a model says of each token [S, L, ...]
-PROBE_LENGTHS = (5, 3, 7)
+PROBE_LENGTHS = (4, 7, 3)  # the first and the last share a sequence
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from melete.algorithms.preference import PreferenceAlgorithm, pair_metrics
-from melete.batch import LabelledBatch, PairBatch, TokenRows, row_parts
+from melete.batch import LabelledBatch, PairBatch, TokenRows
 from melete.functional.preference import kto_baseline
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import score, score_batch
 from melete.learning.updater import OneModel, Updater
 from melete.models.adapters import has_adapter, without_adapter
+from melete.parts import row_parts
 
 
 class PreferenceLearner(OneModel):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from melete.batch import RankedRows, TokenRows, row_parts
+from melete.batch import RankedRows, TokenRows
 from melete.functional.reward_model import bradley_terry, pair_accuracy, pointwise
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import end_scores, scores_at, scores_at_end, stream_of
 from melete.learning.updater import OneModel, Updater
+from melete.parts import row_parts
 
 
 class RewardModelLearner(OneModel):

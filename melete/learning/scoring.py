@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from melete.batch import Batch, TokenRows, TrainBatch, beginnings, row_parts
+from melete.batch import Batch, TokenRows, TrainBatch
 from melete.forward.architectures import knows
 from melete.forward.trunk import states_at
 from melete.functional.logprobs import entropy_at, logprobs_at
 from melete.learning.packing import packed, states_of
+from melete.parts import beginnings, row_parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from melete.datasets.files import first_rows
+from melete.datasets.files import num_rows as rows_of_file
+from melete.datasets.formats import Row, words_of
+from melete.errors import DataError
 from melete.schema.generation import PROBLEMS_OF_A_TASK
+from melete.types import PreferencePair, RankedCompletions
 
 KEPT_ASSUMED = 0.5  # of the samples that could be kept; wrong ones, equal ones and ties are left out
 
@@ -66,16 +71,19 @@ class Graph:
         """Whether the model is not on disk yet: a stage makes it from nothing."""
         return origin in self.stages
 
-    def parts(self, data: str) -> list[Part]:
+    def parts(self, data: str, reader: Any = None) -> list[Part]:
         """What a data set will hold, roughly: how much a filter keeps is not known before.
+
+        `reader` is the stage that reads it, which may call columns by other names.
 
         Raises `NotEstimated` for data of which nothing is known.
         """
         if data not in self.stages:
-            path = Path(data)
-            num_lines = _num_lines(path)
-            text = Text("file", data, json.dumps({"bytes": path.stat().st_size}))  # another content, another text
-            return [Part(num_lines, text, texts_per_row=_texts_per_row(path))]
+            path, named = Path(data), {"columns": getattr(reader, "columns", {}), "part": getattr(reader, "part", "")}
+            count = _num_rows(path, named["part"])
+            # another content, another text
+            text = Text("file", data, json.dumps({"bytes": path.stat().st_size, **named}, sort_keys=True))
+            return [Part(count, text, texts_per_row=_texts_per_row(first_rows(path, 1, **named)))]
         return list(self._made(self.stages[data]))
 
     def _made(self, stage: Any) -> Iterator[Part]:
@@ -120,27 +128,16 @@ def num_rows(parts: Sequence[Part]) -> int:
     return round(sum(part.num_rows for part in parts))
 
 
-def _num_lines(path: Path) -> int:
+def _num_rows(path: Path, part: str) -> int:
     try:
-        with path.open("rb") as file:
-            return sum(1 for line in file if line.strip())
+        return rows_of_file(path, part=part)
     except OSError as error:
         raise NotEstimated(f"{path.name} cannot be read: {error.strerror}") from error
+    except DataError as error:
+        raise NotEstimated(f"{path.name} cannot be read: {error.what}") from error
 
 
-def _texts_per_row(path: Path) -> int:
+def _texts_per_row(first: Sequence[Row]) -> int:
     """Two for pairs, the length of a ranking, else one; by the first row."""
-    row = next(first_rows(path, 1), {})
-    return 2 if "chosen" in row else max(len(row.get("completions", ())), 1)
-
-
-def first_rows(path: Path, count: int) -> Iterator[Mapping[str, Any]]:
-    """The first `count` rows of a .jsonl file that can be read."""
-    with path.open(encoding="utf-8") as file:
-        for _, line in zip(range(count), file, strict=False):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, Mapping):
-                yield row
+    ranked = [row for row in first if isinstance(row, PreferencePair | RankedCompletions)]
+    return len(words_of(ranked[0])) if ranked else 1

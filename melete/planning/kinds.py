@@ -53,7 +53,7 @@ def _updating(stage: Any, num_updates: int, **more: Any) -> Work:
 
 
 def _sft(stage: Any, graph: Graph) -> Work:
-    parts = graph.parts(stage.data)
+    parts = graph.parts(stage.data, stage)
     num_steps = stage.num_epochs * -(-num_rows(parts) // stage.rows_per_step)
     return _updating(
         stage,
@@ -228,7 +228,7 @@ def _written(stage: Any, graph: Graph) -> Work:
 
 
 def _reward_model(stage: Any, graph: Graph) -> Work:
-    parts = graph.parts(stage.data)
+    parts = graph.parts(stage.data, stage)
     learnt = 1 - stage.held_out_share
     more = 1 / (1 - stage.replay_share) if stage.replay else 1.0
     num_steps = stage.num_epochs * -(-round(num_rows(parts) * learnt * more) // stage.rows_per_step)
@@ -244,7 +244,7 @@ def _reward_model(stage: Any, graph: Graph) -> Work:
 
 
 def _preference(stage: Any, graph: Graph) -> Work:
-    parts = graph.parts(stage.data) if stage.data else _online_pairs(stage)
+    parts = graph.parts(stage.data, stage) if stage.data else _online_pairs(stage)
     whole = stage.num_epochs * -(-num_rows(parts) // stage.pairs_per_step)
     num_steps = min(stage.num_steps or whole, whole) if stage.data else stage.num_steps
     passes = stage.num_epochs * num_steps / max(whole, 1) if stage.data else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,20 +19,22 @@ from melete.algorithms import resolve
 from melete.batch import demonstrations
 from melete.corpus.written import written
 from melete.datasets.encode import single_row
+from melete.datasets.files import first_rows
+from melete.datasets.formats import words_of
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
 from melete.models.load import load_model, load_tokenizer
 from melete.models.moe import RouterBalancer
 from melete.models.tiny import tiny_model
 from melete.planning.estimate import Lengths, Speed
-from melete.planning.graph import Text, first_rows
+from melete.planning.graph import Text
 from melete.rewards.rules import accuracy
 from melete.sampling.native import NativeSampler
 from melete.tasks import make_task
 from melete.tasks.base import Task, plain_for, waits
 from melete.text.chat import decode_completion, opens_thought, pad_token, prompt_tokens
 from melete.threads import threads_for
-from melete.types import Completion, Problem, Rollout, SampleRequest, SamplingSettings
+from melete.types import Completion, Demonstration, Problem, Rollout, SampleRequest, SamplingSettings
 
 SECONDS_OF_WRITING = 2.0  # what completions may take to be written, and learning to be timed
 SAMPLES = 4
@@ -143,14 +146,12 @@ def _written_lengths(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[tup
 
 def _file_lengths(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[tuple[int, int]]:
     """Each row's prompt, and the mean of its completions."""
+    named = json.loads(text.settings)
     found = []
-    for row in first_rows(Path(text.name), NUM_WRITTEN):
-        turns = row.get("messages", ())
-        prompt = sum(len(tokenizer.encode(str(turn.get("content", "")))) + 2 for turn in turns)
-        completions = [row[name] for name in ("completion", "chosen", "rejected") if name in row]
-        completions += row.get("completions", ())
-        completions += ["".join(row["steps"])] if "steps" in row else []
-        encoded = [len(tokenizer.encode(str(completion), add_special_tokens=False)) + 1 for completion in completions]
+    for row in first_rows(Path(text.name), NUM_WRITTEN, columns=named.get("columns", {}), part=named.get("part", "")):
+        prompt = sum(len(tokenizer.encode(turn.content)) + 2 for turn in row.messages)
+        answers = words_of(row)[-1:] if isinstance(row, Demonstration) else words_of(row)
+        encoded = [len(tokenizer.encode(answer, add_special_tokens=False)) + 1 for answer in answers]
         found.append((prompt, round(sum(encoded) / max(len(encoded), 1))))
     if not found:
         raise ValueError("has no row that can be read")
@@ -179,8 +180,6 @@ def _requests(
 
 
 def _task(text: Text) -> Task:
-    import json
-
     return make_task(text.name, json.loads(text.settings))
 
 

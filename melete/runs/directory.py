@@ -16,7 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from melete.errors import RunError
 from melete.runs.atomic import json_text, remove_unfinished, write_atomically, writing
@@ -28,6 +28,18 @@ ARTEFACTS = ("models", "data")  # one model directory or data file for each stag
 OF_A_STAGE = ("checkpoints", "evaluations")  # what a stage keeps besides, in a directory of its own name
 
 
+class Observer(Protocol):
+    """Hears of each metrics row once it is written, and of stages that are made again."""
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """A row that was written."""
+        ...
+
+    def forget(self, stage: str) -> None:
+        """The rows of `stage` are dropped."""
+        ...
+
+
 class RunDirectory:
     """An open run directory. Use as a context manager: leaving it lets the next process in."""
 
@@ -35,6 +47,7 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.models = path / "models"
+        self.observers: list[Observer] = []
         self._counts: dict[str, Counter[str]] = {}
         self._lock = lock
 
@@ -90,6 +103,8 @@ class RunDirectory:
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """One row of numbers that the same seed and recipe give again, byte for byte."""
         self._append(METRICS, [row])
+        for observer in self.observers:
+            observer(row)
 
     def log_timings(self, row: Mapping[str, Any]) -> None:
         """One row of seconds and tokens per second."""
@@ -159,6 +174,8 @@ class RunDirectory:
         for place in OF_A_STAGE:
             shutil.rmtree(self.path / place / stage, ignore_errors=True)
         self.truncate_metrics(stage, 0)
+        for observer in self.observers:
+            observer.forget(stage)
 
     def forget_runs(self, stage: str) -> None:
         """Drops the runs within this run that a comparison has made; else they are continued, as runs are."""

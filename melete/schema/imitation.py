@@ -16,19 +16,26 @@ from melete.schema.base import (
     TaskSettings,
     TrainingStage,
 )
+from melete.schema.data import DataSettings
 
 
-class SFTStage(TrainingStage):
+class SFTStage(TrainingStage, DataSettings):
     """Supervised fine-tuning on demonstrations."""
 
     kind: Literal["sft"]
     """The kind of stage."""
     data: Annotated[str, Field(min_length=1)]
-    """An earlier stage that makes data, or a .jsonl file of demonstrations."""
+    """An earlier stage that makes data, or a file or `datasets` directory of demonstrations or conversations."""
+    too_long: Literal["refuse", "drop", "truncate"] = "refuse"
+    """What happens to longer rows; one that is truncated does not teach how to end."""
+    learn_from: Literal["every_turn", "last_turn"] = "every_turn"
+    """Of a conversation, which turns of the assistant are learnt; the user's never are."""
     num_epochs: Count = 2
     """Passes over the data."""
     rows_per_step: Count = 32
     """Demonstrations per optimizer step."""
+    packing: bool = False
+    """Several rows as one sequence, none of which sees another: faster where lengths differ, with the same result."""
     task: TaskSettings | None = None
     """Where held-out problems come from; none for no evaluation."""
     max_new_tokens: Count = 128

@@ -21,6 +21,7 @@ from melete.schema.base import (
     TaskSettings,
     TrainingStage,
 )
+from melete.schema.data import DataSettings
 from melete.schema.rewards import JudgePart
 
 DataName = Annotated[str, Field(min_length=1)]
@@ -66,14 +67,14 @@ class PairsStage(Stage):
         return f"pairs of {self.num_prompts} x {self.samples_per_prompt} samples of {self.model} on {self.task.name}"
 
 
-class RewardModelStage(TrainingStage):
+class RewardModelStage(TrainingStage, DataSettings):
     """Trains a model that gives a response a score."""
 
     makes: ClassVar[Artefact] = "reward model"
     kind: Literal["reward_model"]
     """The kind of stage."""
     data: DataName
-    """An earlier stage that makes data, or a .jsonl file of pairs, rankings, labelled completions or step labels."""
+    """An earlier stage that makes data, or a file or `datasets` directory of what `loss` learns from."""
     loss: Literal["pairs", "rankings", "pointwise", "steps"] = "pairs"
     """Bradley-Terry on pairs or on longer rankings, binary on single responses, or on each step of a thought."""
     num_epochs: Count = 1
@@ -100,7 +101,7 @@ class RewardModelStage(TrainingStage):
         return f"reward model on {self.model} from {self.data} ({self.loss}), {self.num_epochs} passes, lr {self.lr:g}"
 
 
-class PreferenceStage(TrainingStage):
+class PreferenceStage(TrainingStage, DataSettings):
     """DPO and its family: learns from pairs without a reward model."""
 
     kind: Literal["preference"]
@@ -110,7 +111,8 @@ class PreferenceStage(TrainingStage):
     algorithm_settings: dict[str, Setting] = {}
     """Settings of the algorithm that differ from its own defaults, such as beta."""
     data: str = ""
-    """An earlier stage that makes pairs, or a .jsonl file; empty to make pairs online from the current policy."""
+    """An earlier stage that makes pairs, or a file or `datasets` directory; empty to make pairs online from the current
+    policy."""
     task: TaskSettings | None = None
     """Where held-out problems come from, none for no evaluation; online, the problems to sample from too."""
     num_epochs: Count = 1

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from melete.algorithms import resolve
-from melete.datasets.encode import single_row
+from melete.batch import MaskedRow
+from melete.datasets.encode import demonstration_rows
 from melete.datasets.files import read_rows
+from melete.datasets.lengths import fitting_rows, limit_of
 from melete.learning.distill import DistillLearner
 from melete.learning.local import LocalLearner
 from melete.loops import distill, sft
@@ -28,7 +30,7 @@ from melete.types import Demonstration, Rollout, SamplingSettings
 def run_sft(stage: SFTStage, context: StageContext) -> dict[str, Any]:
     """Supervised fine-tuning on a data set; returns the stage's entry of `summary.json`."""
     tokenizer, model = context.policy(stage)
-    rows = [single_row(tokenizer, row) for row in read_rows(context.data_path(stage.data), Demonstration)]
+    rows = _demonstrations(stage, context, tokenizer, model)
     num_steps = stage.num_epochs * -(-len(rows) // stage.rows_per_step)
     sampler = NativeSampler(model, tokenizer)
     learner = LocalLearner(
@@ -36,6 +38,7 @@ def run_sft(stage: SFTStage, context: StageContext) -> dict[str, Any]:
         optimizer=optimizer_settings(stage, num_steps),
         max_tokens_per_microbatch=stage.max_tokens_per_microbatch,
         after_step=RouterBalancer(model).step,
+        packing=stage.packing,
     )
     held_out = None
     if stage.task is not None:
@@ -66,6 +69,15 @@ def run_sft(stage: SFTStage, context: StageContext) -> dict[str, Any]:
     context.keep(stage, model, tokenizer)
     num_tokens = sum(sum(mask) for _, mask in rows)
     return training.entry(num_rows=len(rows), num_completion_tokens=stage.num_epochs * num_tokens)
+
+
+def _demonstrations(stage: SFTStage, context: StageContext, tokenizer: Any, model: Any) -> list[MaskedRow]:
+    """The rows that are learnt from, as long as they may be."""
+    path = context.data_path(stage.data)
+    last_only = stage.learn_from == "last_turn"
+    read = read_rows(path, Demonstration, columns=stage.columns, part=stage.part)
+    rows = [row for one in read for row in demonstration_rows(tokenizer, one, last_turn_only=last_only)]
+    return fitting_rows(rows, limit_of(stage.max_tokens, model.config), stage.too_long, str(path))
 
 
 def run_distill(stage: DistillStage, context: StageContext) -> dict[str, Any]:

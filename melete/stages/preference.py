@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from melete.algorithms.preference import PreferenceAlgorithm, resolve_preference
 from melete.datasets.files import read_rows, write_rows
+from melete.datasets.lengths import fitting, limit_of
 from melete.learning.preference import PreferenceLearner
 from melete.loops import preference
 from melete.loops.pairs import sampled_pairs
@@ -117,7 +118,10 @@ def run_preference(stage: PreferenceStage, context: StageContext) -> dict[str, A
     data = None
     num_steps = stage.num_steps
     if stage.data:
-        data = preference.PairData(read_rows(context.data_path(stage.data), PreferencePair), tokenizer)
+        path = context.data_path(stage.data)
+        pairs = read_rows(path, PreferencePair, columns=stage.columns, part=stage.part)
+        limit = limit_of(stage.max_tokens, model.config)
+        data = preference.PairData(fitting(pairs, tokenizer, limit, stage.too_long, str(path)), tokenizer)
         whole = stage.num_epochs * -(-len(data.rows) // stage.pairs_per_step)
         num_steps = min(stage.num_steps or whole, whole)
     learner = PreferenceLearner(

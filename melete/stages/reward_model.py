@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from melete.datasets.files import read_rows
+from melete.datasets.lengths import fitting, limit_of
 from melete.errors import DataError
 from melete.learning.reward_model import RewardModelLearner
 from melete.loops import reward_model
@@ -35,7 +36,9 @@ def run_reward_model(stage: RewardModelStage, context: StageContext) -> dict[str
     refuse_mismatch(model, tokenizer, stage.model)
     context.prepare(stage, model)
     path = context.data_path(stage.data)
-    splits = reward_model.split_by_text(read_rows(path, KINDS[stage.loss]), stage.held_out_share)
+    read = read_rows(path, KINDS[stage.loss], columns=stage.columns, part=stage.part)
+    read = fitting(read, tokenizer, limit_of(stage.max_tokens, model.config), stage.too_long, str(path))
+    splits = reward_model.split_by_text(read, stage.held_out_share)
     if not splits.train or not (splits.held_out or stage.held_out_share == 0):
         what = f"{len(splits.train)} rows to learn from and {len(splits.held_out)} to measure with are too few"
         raise DataError(what, place=str(path), remedy="give more rows")

@@ -32,7 +32,18 @@ TOPICS = (
 # for models that know more words than the bundled base
 MORE_TOPICS = (
     *TOPICS,
-    *("spring", "autumn", "a mountain", "a bridge", "the wind", "a candle", "a train", "the desert", "a lake", "the city"),
+    *(
+        "spring",
+        "autumn",
+        "a mountain",
+        "a bridge",
+        "the wind",
+        "a candle",
+        "a train",
+        "the desert",
+        "a lake",
+        "the city",
+    ),
     *("a village", "a horse", "a fox", "an owl", "the snow", "a storm", "a lamp", "a clock", "an island", "a ship"),
     *("the forest", "a stone", "a road", "a window", "a door", "the kitchen", "a teacher", "a farmer", "a letter"),
     *("a book", "music", "a dream", "the morning", "the evening", "a feather", "a shadow", "the harbour", "a market"),
@@ -68,7 +79,7 @@ _MAX_REPEATS = 3
 
 @dataclass(frozen=True, slots=True)
 class Verse:
-    """`num_warm_words`: how many different warm words the reader wants to see; `more_topics`: not only the tiny base's."""
+    """`num_warm_words`: how many different warm words the reader wants to see; `more_topics`: beyond the base's."""
 
     num_warm_words: int = 4
     more_topics: bool = False

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from melete.datasets.files import read_rows, write_rows
+from melete.datasets.files import first_rows, num_rows, read_rows, write_rows
 from melete.errors import DataError
 from melete.types import Demonstration, LabelledCompletion, LabelledSteps, Message, PreferencePair, RankedCompletions
 
@@ -176,7 +176,22 @@ def test_a_file_without_rows_or_not_in_utf8_is_refused(content: bytes, tmp_path:
     assert error.place == str(path) and error.remedy
 
 
-@pytest.mark.parametrize("name", [".", "nowhere.jsonl"])
-def test_what_is_no_file_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"), [(".", "not a directory that `save_to_disk` wrote"), ("nowhere.jsonl", "cannot be read")]
+)
+def test_what_is_no_file_is_refused(name: str, reason: str, tmp_path: Path) -> None:
     error = refusal(tmp_path / name, Demonstration)
-    assert "cannot be read" in error.what and error.place == str(tmp_path / name)
+    assert reason in error.what and error.place == str(tmp_path / name) and error.remedy
+
+
+def test_the_first_rows_and_their_number_are_told_of_any_file(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", GOOD[Demonstration], "{", {"x": 1}, GOOD[Demonstration], "")
+    assert first_rows(path, 9) == []  # a file that cannot be read is not guessed at
+    path = written(tmp_path / "rows.jsonl", GOOD[Demonstration], {"x": 1}, "", GOOD[Demonstration])
+    assert [row.completion for row in first_rows(path, 9)] == ["x", "x"]
+    assert len(first_rows(path, 1)) == 1 and num_rows(path) == 3
+    table = tmp_path / "rows.csv"
+    table.write_text('q,completion\n"a\nb",c\nd,e\n', encoding="utf-8")
+    assert num_rows(table) == 2
+    assert [row.messages[0].content for row in first_rows(table, 9, columns={"prompt": "q"})] == ["a\nb", "d"]
+    assert first_rows(tmp_path / "nowhere.csv", 9) == []

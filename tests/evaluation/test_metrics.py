@@ -115,7 +115,9 @@ GRADES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=6
 
 
 @given(GRADES, GRADES)
-def test_the_win_rate_is_the_naive_count_and_what_one_wins_the_other_loses(ours: list[float], theirs: list[float]) -> None:
+def test_the_win_rate_is_the_naive_count_and_what_one_wins_the_other_loses(
+    ours: list[float], theirs: list[float]
+) -> None:
     pairs = [(a > b) + 0.5 * (a == b) for a in ours for b in theirs]
     assert win_rate(ours, theirs) == pytest.approx(sum(pairs) / len(pairs))
     assert win_rate(ours, theirs) + win_rate(theirs, ours) == pytest.approx(1.0)

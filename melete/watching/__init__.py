@@ -1,0 +1,1 @@
+"""A run while it trains, on a page. Reads what the run writes and changes nothing."""
