@@ -23,7 +23,7 @@ STEPS |= {"evaluation": {"at": [], "num_problems": 1, "num_samples": 1}}
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The module that the page writes, where Python finds it and under its name."""
-    code = next(code for _, code in blocks(ROOT / "CONTRIBUTING.md") if "mylosses.py" in code)
+    code = next(code for _, _, code in blocks(ROOT / "CONTRIBUTING.md") if "mylosses.py" in code)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from melete.forward.architectures import heads, knows, layers_of, rotations
 from melete.forward.layout import Layout
@@ -38,7 +37,8 @@ def states(trunk: Any, layout: Layout) -> Tensor:
     cos, sin = rotations(trunk, hidden, layout.positions)
     for layer in layers_of(trunk):
         if getattr(layer, "gradient_checkpointing", False) and layer.training:
-            hidden = checkpoint(_layer, layer, hidden, cos, sin, layout, use_reentrant=False)
+            # as transformers was told to do it
+            hidden = layer._gradient_checkpointing_func(_layer, layer, hidden, cos, sin, layout)
         else:
             hidden = _layer(layer, hidden, cos, sin, layout)
     trunk.token_counts = None
