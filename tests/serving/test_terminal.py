@@ -191,20 +191,22 @@ def test_the_terminal_program_stops_an_answer_and_ends_at_the_end_of_input():
             except OSError:  # the other end is closed
                 time.sleep(0.05)
 
-    def wait_for(is_there: Callable[[], bool]) -> None:
-        end = time.monotonic() + 60
+    def wait_for(is_there: Callable[[], bool], *, interrupting: bool = False) -> None:
+        """A signal that comes between the prompt and the reading of a line waits for a key: so it is sent again."""
+        end, again = time.monotonic() + 60, 0.0
         while not is_there():
             assert time.monotonic() < end, seen
+            if interrupting and time.monotonic() > again:
+                process.send_signal(signal.SIGINT)
+                again = time.monotonic() + 2
             hear()
 
     wait_for(lambda: "> " in seen)
-    process.send_signal(signal.SIGINT)
-    wait_for(lambda: "leaves\x1b[0m\r\n" in seen.split("> ", 1)[1])
+    wait_for(lambda: "leaves\x1b[0m\r\n" in seen.split("> ", 1)[1], interrupting=True)
     os.write(ours, b"tell me\n")
     wait_for(lambda: "tell me\r\n" in seen)
-    process.send_signal(signal.SIGINT)
     before = len(seen)
-    wait_for(lambda: "\n" in seen[before:])
+    wait_for(lambda: "\n" in seen[before:], interrupting=True)
     while process.poll() is None:  # after a stopped answer the program still listens
         os.write(ours, b"\x04")
         hear()
