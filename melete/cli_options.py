@@ -43,6 +43,7 @@ RUN_OPTIONS = (
     RunOption("runs-dir", "DIR", "Where runs are kept. [default: runs]"),
     RunOption("dry-run", "", "Check everything, show what would be done and stop."),
     RunOption("max-minutes", "X", "Refuse before work if it is estimated to take longer."),
+    RunOption("track", "TRACKERS", "Send metrics to tensorboard, wandb or trackio, several with commas between."),
     RunOption("save-recipe", "FILE", "Write this as a recipe for `melete run`, to go on from there, and stop."),
     RunOption("debug", "", "Show the traceback of an error."),
     RunOption("help", "", "Show this and stop."),

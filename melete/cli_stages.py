@@ -73,6 +73,7 @@ def run(command: Command, arguments: Sequence[str]) -> None:
             command=line,
             dry_run="dry-run" in given.run,
             max_minutes=max_minutes,
+            track=given.run["track"].split(",") if "track" in given.run else (),
             say=(lambda text: typer.echo(text, err=True)) if as_json else typer.echo,
             console=_standard_error() if as_json else None,
         )

@@ -214,6 +214,13 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing():
     assert "nothing was done" in result.output and not Path("runs").exists()
 
 
+def test_metrics_of_a_single_stage_go_to_the_trackers_that_were_named():
+    result = melete("sft", "--data", "rows.jsonl", "--dry-run", "--track", "tensorboard")
+    assert result.exit_code == 0, result.output
+    result = melete("sft", "--data", "rows.jsonl", "--dry-run", "--track", "tensorboard,mlflow")
+    assert result.exit_code == 2 and "'mlflow' is no tracker" in result.output
+
+
 def test_a_saved_recipe_is_the_same_run_and_holds_only_what_was_given():
     arguments = ("sft", "--data", "rows.jsonl", "--adapter", "--evaluation.at", "1", "--seed", "3", "--name", "mine")
     result = melete(*arguments, "--save-recipe", "my.toml")

@@ -92,7 +92,7 @@ class MixStage(Stage):
     kind: Literal["mix"]
     """The kind of stage."""
     parts: Annotated[dict[str, Positive], Field(min_length=1)]
-    """Earlier stages that make data, or .jsonl files, with their weights: reasoning = 3, general = 1 gives 3:1."""
+    """Earlier stages that make data, or files of it, with their weights: reasoning = 3, general = 1 gives 3:1."""
     num_rows: CountOrNone = 0
     """Rows of the result; 0 for as many as the proportions allow."""
     repeat: bool = False

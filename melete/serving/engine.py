@@ -22,7 +22,8 @@ from melete.errors import DataError
 from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
 from melete.serving.slots import Prompt, make_rows
-from melete.serving.words import StopSearch, TextStream
+from melete.serving.words import StopSearch
+from melete.text.stream import TextStream
 from melete.types import SamplingSettings
 
 Finish = Literal["stop", "length", "error"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +10,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from melete.datasets.files import Row, read_rows, write_rows
+from melete.datasets.files import Row, first_rows, read_rows, write_rows
 from melete.errors import DataError
 from melete.schema.curation import MixStage
 from melete.stages.context import StageContext
 from melete.tasks.curation import normal_text
-from melete.types import Demonstration, LabelledCompletion, LabelledSteps, PreferencePair, RankedCompletions
+from melete.types import Demonstration
 
 
 def run_mix(stage: MixStage, context: StageContext) -> dict[str, Any]:
@@ -64,22 +63,10 @@ def run_mix(stage: MixStage, context: StageContext) -> dict[str, Any]:
     }
 
 
-_KINDS: Mapping[str, type[Row]] = {
-    "chosen": PreferencePair,
-    "completions": RankedCompletions,
-    "steps": LabelledSteps,
-    "label": LabelledCompletion,
-}
-
-
 def kind_of(path: Path) -> type[Any]:
-    """What kind of rows a file holds, by the columns of its first row; demonstrations where nothing else is told."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            columns = json.loads(next((line for line in file if line.strip()), "{}"))
-    except (OSError, ValueError):
-        return Demonstration  # reading it says what is wrong
-    return next((kind for column, kind in _KINDS.items() if column in columns), Demonstration)
+    """What kind of rows a file holds, told by its first; reading a file that has none says what is wrong."""
+    rows = first_rows(path, 1)
+    return type(rows[0]) if rows else Demonstration
 
 
 def without_repeats(parts: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:

@@ -29,6 +29,7 @@ from melete.sampling.native import NativeSampler
 from melete.schema import RLStage, TrainingStage
 from melete.stages.context import StageContext
 from melete.stages.rewards import stage_rewards, step_annotators
+from melete.stages.rollout_rows import rollout_rows
 from melete.stages.support import checked_support
 from melete.stages.training import Stateful, Training
 from melete.tasks import make_task
@@ -126,7 +127,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
             step.number,
             step.metrics,
             step.timings,
-            rollouts=_rollout_rows(stage.name, step, work.rewards),
+            rollouts=rollout_rows(stage.name, step, work.rewards, tokenizer),
             shown=f"{shown.problem.messages[-1].content}\n{shown.text}",
             extra={"kl_coef": step.kl_coef, "num_completion_tokens": num_tokens},
         )
@@ -290,29 +291,3 @@ def _teacher(stage: RLStage, context: StageContext) -> rl.Annotator:
         return score_batch(teacher, batch, stage.max_tokens_per_microbatch, 1.0)
 
     return logprobs
-
-
-def _rollout_rows(stage: str, step: rl.Step, parts: Mapping[str, RewardPart]) -> list[dict[str, Any]]:
-    """The siblings of the step's first problem: enough to see what is being learnt."""
-    group = step.groups[0]
-    graders = {name: by for name, part in parts.items() if (by := getattr(part.function, "graded_by", ""))}
-    rows = []
-    for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
-        rows.append(
-            {
-                "stage": stage,
-                "step": step.number,
-                "problem_id": rollout.problem.problem_id,
-                "prompt": rollout.problem.messages[-1].content,
-                "gold": rollout.problem.gold,
-                "sibling": rollout.sibling,
-                "text": rollout.text,
-                "reward": reward.total,
-                "reward_parts": dict(reward.parts),
-                "reason": reward.reason,
-                **({"graded_by": graders} if graders else {}),
-                "finish_reason": rollout.completion.finish_reason,
-                "num_tokens": len(rollout.completion.tokens),
-            }
-        )
-    return rows

@@ -82,7 +82,7 @@ class WatchedRun:
             self._read()
             found = self._stages.get(name)
             curves = {key: curve.shown() for key, curve in found.curves.items()} if found else {}
-            rollouts = _with_advantages(list(found.rollouts)) if found else []
+            rollouts = _newest_first(found.rollouts) if found else []
             return {"stage": name, "version": self._version, "curves": curves, "rollouts": rollouts}
 
     def config(self) -> dict[str, Any]:
@@ -171,21 +171,18 @@ class WatchedRun:
 def _rollout(row: Mapping[str, Any]) -> dict[str, Any]:
     names = ("step", "problem_id", "sibling", "reward", "reward_parts", "reason", "num_tokens", "finish_reason", "gold")
     found = {name: row.get(name) for name in names}
-    return found | {name: str(row.get(name, ""))[:MAX_TEXT] for name in ("prompt", "text")}
+    texts = {name: str(row.get(name, ""))[:MAX_TEXT] for name in ("prompt", "text")}
+    return found | texts | {"credit": _spans(row.get("credit"))}
 
 
-def _with_advantages(rollouts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each reward less the mean of its group, which every token of the rollout shares; newest step first."""
-    groups: dict[tuple[Any, Any], list[float]] = {}
-    for row in rollouts:
-        if isinstance(row["reward"], int | float):
-            groups.setdefault((row["step"], row["problem_id"]), []).append(float(row["reward"]))
-    told: list[dict[str, Any]] = []
-    for row in rollouts:
-        group = groups.get((row["step"], row["problem_id"]), [])
-        is_known = isinstance(row["reward"], int | float) and len(group) > 1
-        told.append(row | {"advantage": row["reward"] - sum(group) / len(group) if is_known else None})
-    return sorted(told, key=lambda row: -(row["step"] if isinstance(row["step"], int) else 0))
+def _spans(credit: Any) -> list[tuple[str, float]]:
+    """The text in pieces, each with the advantage of its tokens, as the run has written them."""
+    pieces = credit if isinstance(credit, list) else []
+    return [(str(text)[:MAX_TEXT], float(value)) for text, value in pieces[:MAX_TEXT]]
+
+
+def _newest_first(rollouts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rollouts, key=lambda row: -(row["step"] if isinstance(row["step"], int) else 0))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -121,7 +121,6 @@ def test_a_name_that_is_no_tracker_is_refused_before_work():
 
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with Trackers(tmp_path, tracker_names(["tensorboard"], {}), {}, print) as sent:

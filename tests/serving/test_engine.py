@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from melete.sampling.native import NativeSampler
 from melete.serving.engine import DoesNotFit, Engine, Job, Piece, QueueFull
-from melete.serving.words import TextStream
+from melete.text.stream import TextStream
 from melete.types import SampleRequest, SamplingSettings
 
 

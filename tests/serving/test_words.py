@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tokenizer
 
-from melete.serving.words import StopSearch, TextStream, ThoughtSplitter, parts_of
+from melete.serving.words import StopSearch, ThoughtSplitter, parts_of
 from melete.text.answers import without_thought
+from melete.text.stream import TextStream
 
 words = st.text(st.sampled_from("aé漢😀 \n<>/thinkEND"), max_size=80)
 

@@ -34,6 +34,7 @@ def grow(run: RunDirectory, step: int) -> None:
             "reward_parts": {HOSTILE: float(sibling)},
             "sibling": sibling,
             "num_tokens": 3,
+            "credit": [[f"{step} ", sibling - 0.5], [HOSTILE, 0.25 - sibling]],
         }
         for sibling in (0, 1)
     )
@@ -58,8 +59,11 @@ def test_the_page_follows_a_run_and_its_rewind(browser: Browser, tmp_path: Path)
             run.rewind("rl", marks)
             browser.wait_for("document.querySelector('figure[data-name=reward]').textContent.includes('at step 2')")
             text = browser.evaluate("document.getElementById('rollouts').textContent")
-            assert "2 <img" in text and "advantage +0.500" in text and "5 <img" not in text
-            assert browser.evaluate("document.querySelector('.text span').style.backgroundColor") != ""
+            assert "2 <img" in text and "advantage -0.500 to +0.250" in text and "5 <img" not in text
+            shades = browser.evaluate(
+                "[...document.querySelector('.text').children].map((s) => s.style.backgroundColor)"
+            )
+            assert "" not in shades and shades[0] != shades[1]
             assert browser.evaluate("document.querySelectorAll('main img, main script').length") == 0
             assert browser.evaluate("window.hacked === undefined")
             browser.evaluate(

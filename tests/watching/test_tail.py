@@ -59,15 +59,15 @@ def test_a_curve_keeps_few_points_and_the_newest():
     assert shown == sorted(shown)
 
 
-def test_advantages_are_of_the_group_and_rollouts_are_bounded(tmp_path: Path):
+def test_rollouts_have_their_advantages_newest_first_and_are_bounded(tmp_path: Path):
     (tmp_path / "recipe.json").write_text('{"stage": [{"name": "rl", "kind": "rl", "num_steps": 4}]}')
     run = WatchedRun(tmp_path)
     assert run.overview()["stages"][0]["done"] == 0
-    row = '{"stage": "rl", "step": %d, "problem_id": "p", "sibling": %d, "reward": %s, "text": "x"}\n'
+    row = '{"stage": "rl", "step": %d, "problem_id": "p", "sibling": %d, "reward": 1, "credit": [["x", %s]]}\n'
     (tmp_path / "rollouts.jsonl").write_text("".join(row % (n, s, s) for n in range(100) for s in (0, 1, 2)))
     found = run.stage("rl")["rollouts"]
     assert len(found) == MAX_ROLLOUTS
-    assert [(one["step"], one["advantage"]) for one in found[:3]] == [(99, -1), (99, 0), (99, 1)]
+    assert [(one["step"], one["credit"]) for one in found[:3]] == [(99, [("x", float(n))]) for n in range(3)]
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path):

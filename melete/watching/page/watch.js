@@ -75,21 +75,30 @@ function drawCurves(curves) {
   $("more").hidden = !names.some((name) => !isFirst(name));
 }
 
+function signed(value) {
+  return `${value > 0 ? "+" : ""}${short(value)}`;
+}
+
 function drawRollouts(rows) {
-  const largest = Math.max(1e-9, ...rows.map((row) => Math.abs(row.advantage || 0)));
+  const largest = Math.max(1e-9, ...rows.flatMap((row) => row.credit.map(([, value]) => Math.abs(value))));
   $("rollouts").replaceChildren(...rows.map((row) => {
     const box = make("article", "rollout");
     const parts = Object.entries(row.reward_parts || {}).map(([name, value]) => `${name} ${value === null ? "unknown" : short(value)}`);
     const told = [`step ${row.step}`, row.reward === null ? "reward unknown" : `reward ${short(row.reward)}`, ...parts];
-    if (row.advantage !== null) told.push(`advantage ${row.advantage > 0 ? "+" : ""}${short(row.advantage)}`);
+    const values = row.credit.map(([, value]) => value);
+    if (values.length) told.push(`advantage ${[...new Set([Math.min(...values), Math.max(...values)])].map(signed).join(" to ")}`);
     if (row.num_tokens !== null) told.push(`${row.num_tokens} tokens`);
-    const text = make("span", "", row.text);
-    if (row.advantage) {
-      const strength = 0.08 + 0.32 * (Math.abs(row.advantage) / largest);
-      text.style.backgroundColor = `rgba(var(--${row.advantage > 0 ? "up" : "down"}), ${strength.toFixed(2)})`;
-    }
+    const spans = (row.credit.length ? row.credit : [[row.text, 0]]).map(([words, value]) => {
+      const text = make("span", "", words);
+      if (value) {
+        const strength = 0.08 + 0.32 * (Math.abs(value) / largest);
+        text.style.backgroundColor = `rgba(var(--${value > 0 ? "up" : "down"}), ${strength.toFixed(2)})`;
+        text.title = `advantage ${signed(value)}`;
+      }
+      return text;
+    });
     const body = make("div", "text");
-    body.append(text);
+    body.append(...spans);
     box.append(make("p", "", told.join(" · ")), make("p", "", row.prompt), body);
     if (row.reason) box.append(make("p", "", row.reason));
     return box;
