@@ -1,6 +1,7 @@
 # make run    make the environment and run the whole recipe; the report is under runs/
 # make test   install the test extra and run every test
 # make lint   ruff and pyright
+# make audit  look up known weaknesses of the pinned libraries; needs the network
 # make clean  remove the environment and what the tools left; runs/ stays
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?=
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: run test lint clean
+.PHONY: run test lint audit clean
 
 run: $(VENV)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/melete run r1-tiny
@@ -22,6 +23,15 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+audit: $(VENV)-audit/.installed
+	@$(VENV)-audit/bin/python .ci/audit.py constraints.txt
+
+# an environment of its own: what pip-audit needs is no part of what it looks at
+$(VENV)-audit/.installed: Makefile
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	@touch $@
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Melete needs Python 3.11 or newer: make PYTHON=python3.12 run")'
@@ -43,5 +53,5 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

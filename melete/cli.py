@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from melete.cli_data import data
+from melete.cli_doctor import doctor
 from melete.cli_errors import plain_errors
 from melete.cli_label import label
 from melete.cli_models import models
@@ -170,6 +171,7 @@ app.add_typer(models)
 app.add_typer(data)
 app.add_typer(label)
 app.command()(watch)
+app.command()(doctor)
 tasks = typer.Typer(name="tasks", help="Look at tasks, and try one yourself.", no_args_is_help=True)
 app.add_typer(tasks)
 TaskName = Annotated[str, typer.Argument(help="A task's name, as `melete tasks ls` lists them.")]

@@ -32,6 +32,7 @@ from melete.schema import (
 )
 from melete.suggest import did_you_mean
 
+MAY_BE_SECRET = (".key_variable", ".base_url")  # where people put a key by mistake: not repeated in messages
 MAX_PASSES = 5  # settings inside settings are nested less deep than this
 
 __all__ = [
@@ -121,7 +122,7 @@ def parse_recipe(
     for override in overrides:
         key, _, text = override.partition("=")
         key = key.strip()
-        sources[key] = f"--set {override}"
+        sources[key] = f"--set {key}=..." if key.endswith(MAY_BE_SECRET) else f"--set {override}"
         reason = apply_override(tables, key, parse_value(text)) if "=" in override else "has no value: write key=value"
         if reason:
             problems.append((key, reason))

@@ -33,6 +33,7 @@ def _stage_problems(stage: Stage) -> Iterator[Problem]:
         yield from _reward_problems(stage)
     if isinstance(stage, PreferenceStage):
         yield from _preference_problems(stage)
+    yield from _judge_problems(stage)
 
 
 def _task_problems(stage: Stage, place: str, task: TaskSettings) -> Iterator[Problem]:
@@ -99,6 +100,19 @@ def _reward_problems(stage: RLStage) -> Iterator[Problem]:
             for setting in part.settings.keys() - known.keys():
                 why = f"unknown setting of {kind}; {did_you_mean(setting, known)}"
                 yield f"reward_parts.{name}.settings.{setting}", why
+
+
+def _judge_problems(stage: Stage) -> Iterator[Problem]:
+    """Addresses and names of keys are looked at before anything of the recipe is written: one may hold a secret."""
+    judges = {f"reward_judges.{name}": part for name, part in getattr(stage, "reward_judges", {}).items()}
+    judges |= {"judge": part} if (part := getattr(stage, "judge", None)) else {}
+    for place, judge in judges.items():
+        if judge.base_url or judge.key_variable:
+            from melete.rewards.endpoint import endpoint_problems
+
+            for key, why in endpoint_problems(judge.base_url, judge.key_variable):
+                if key != "base_url" or judge.base_url:  # a judge on this machine has none
+                    yield f"{place}.{key}", why
 
 
 def _algorithm_problems(stage: RLStage, name: str, given: Mapping[str, Any]) -> Iterator[Problem]:

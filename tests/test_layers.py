@@ -87,7 +87,11 @@ ALLOWED: dict[str, set[str]] = {
     "cli": LEAVES
     | {"schema", "config", "pipeline", "states", "live", "report", "threads", "algorithms", "tasks", "rewards"}
     | {"planning", "cli_errors", "cli_perform", "cli_stages", "cli_runs", "cli_models", "cli_data"}
-    | {"cli_serve", "cli_label", "cli_watch"},
+    | {"cli_serve", "cli_label", "cli_watch", "cli_doctor"},
+    # what is well and what is broken, told by those who know
+    "doctor": LEAVES
+    | {"schema", "config", "states", "runs", "health", "planning", "sandbox", "threads", "models.places"},
+    "cli_doctor": LEAVES | {"cli_errors", "doctor", "live", "runs.atomic"},
     "cli_models": LEAVES | {"cli_errors", "models"},
     "cli_data": LEAVES | {"cli_errors", "datasets", "models", "tasks"},
     "cli_errors": LEAVES,
@@ -116,6 +120,7 @@ NO_TORCH = (
     "algorithms",
     "cli",
     "cli_options",
+    "doctor",
     "api",
 )
 ONLY_THESE_LIBRARIES = {"types": set(), "errors": set(), "functional": {"torch", "jaxtyping"}}

@@ -140,6 +140,9 @@ def base_of(directory: Path) -> str:
 def with_adapter_merged(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """The base with the adapter of `directory` merged into it. Raises `ModelError` when they do not belong together."""
     require("peft", extra="lora")
+    if not any(directory.glob("adapter_model*.safetensors")):  # the library would take a file that is unpickled
+        remedy = "save the adapter again as safetensors"
+        raise ModelError("the adapter has no weights as safetensors", place=str(directory), remedy=remedy)
     own_names: Any = getattr(model, "_weight_conversions", None)
     try:
         with _quiet():

@@ -105,8 +105,10 @@ def _convert(gguf: Path, directory: Path, card: Card) -> None:
     try:
         # quantised weights could not be trained, nor saved in another format
         settings: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False, **settings
+        )
     except Exception as error:  # what a damaged file makes of the library is beyond counting
         raise ModelError(f"the model cannot be converted: {error}", place=gguf.name) from error
     with new_directory(directory) as unfinished:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from melete.report import (
     again,
@@ -99,7 +100,7 @@ def report_content(files: RunFiles) -> dict[str, Any]:
 
 
 def _environment(*, html: bool) -> jinja2.Environment:
-    environment = jinja2.Environment(
+    environment = ImmutableSandboxedEnvironment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=html,
         undefined=jinja2.StrictUndefined,

@@ -12,9 +12,10 @@ import hashlib
 import json
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -30,7 +31,31 @@ from melete.types import Message
 Conversation = tuple[Sequence[Message], int]
 """Messages, and the number of the call: the same messages asked again with another number are another question."""
 _RETRIED = {408, 429}
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # in capitals, as keys are not
 _EXCERPT = 200  # characters of an error's body that are quoted
+
+
+def endpoint_problems(base_url: str, key_variable: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with where a model is and how its key is named; values are never quoted, they may be secrets.
+
+    >>> [key for key, _ in endpoint_problems("https://host/v1?key=0123", "sk-0123")]
+    ['base_url', 'key_variable']
+    """
+    try:
+        parts = urlsplit(base_url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_more = "@" in base_url or parts.query or parts.fragment  # a key may hold what ends the name of a host
+    except ValueError:
+        is_address = is_more = False
+    if is_more:
+        yield "base_url", "holds more than an address; name a variable with the key instead: key_variable"
+    elif not is_address:
+        yield "base_url", 'is not an address, such as "https://host/v1"'
+    if key_variable and not _VARIABLE.fullmatch(key_variable):
+        yield (
+            "key_variable",
+            ("is not the name of an environment variable, such as JUDGE_KEY; the key itself stays out of recipes"),
+        )
 
 
 class ChatModel(Protocol):
@@ -75,11 +100,8 @@ class EndpointSettings:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise RecipeError("the endpoint's base_url is not an address", remedy='such as "https://host/v1"')
-        if parts.username or parts.password or parts.query or parts.fragment:  # never quoted: it may hold a secret
-            raise RecipeError("base_url holds more than an address", remedy="name a variable with the key instead")
+        for key, why in endpoint_problems(self.base_url, self.key_variable):
+            raise RecipeError(f"{key} {why}")
         if min(self.concurrency, self.num_tries, self.max_bytes) < 1:
             raise RecipeError("concurrency, num_tries and max_bytes must be at least 1")
         if not (self.timeout > 0 and 0 <= self.first_wait <= self.longest_wait and self.rest >= 0):

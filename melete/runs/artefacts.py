@@ -31,6 +31,7 @@ ONLY_TELLS = (
     "report",
     "planning",
     "claims",
+    "doctor",
     "live.py",
     "api*.py",
     "cli*.py",
@@ -190,7 +191,7 @@ def reasons_text(reasons: list[str]) -> str:
 
 def refuse_changed(run_dir: Path, stage: str, record: StageRecord) -> None:
     """Raises `RunError` when what the stage wrote is not there, or is something else now."""
-    if found := list(_damage(run_dir, record)):
+    if found := list(damage(run_dir, record)):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise RunError(
             f"what stage {stage} made is not what it wrote: {found[0]}{more}",
@@ -199,7 +200,8 @@ def refuse_changed(run_dir: Path, stage: str, record: StageRecord) -> None:
         )
 
 
-def _damage(run_dir: Path, record: StageRecord) -> Iterator[str]:
+def damage(run_dir: Path, record: StageRecord) -> Iterator[str]:
+    """How what a stage made differs from what it wrote, one line for each file; nothing where it is whole."""
     now = made_by(run_dir, record.entry)
     for name in sorted(record.wrote.keys() | now.keys()):
         if name not in now:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -15,9 +14,7 @@ import torch
 
 from melete.errors import RunError
 from melete.runs.atomic import json_text, new_directory, writing
-
-FORMAT = 1
-_TENSORS, _STATE, _MANIFEST = "tensors.pt", "state.json", "manifest.json"
+from melete.runs.manifest import FORMAT, MANIFEST, STATE, TENSORS, checkpoint_paths, checksum, whole_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +35,12 @@ def save_checkpoint(directory: Path, step: int, tensors: Any, state: Mapping[str
     path = directory / f"step-{step:06d}"
     with new_directory(path) as unfinished:
         with writing(path):
-            _save_tensors(tensors, unfinished / _TENSORS)
-        (unfinished / _STATE).write_text(json_text(state, indent=2), encoding="utf-8")
-        sums = {name: _checksum(unfinished / name) for name in (_TENSORS, _STATE)}
+            _save_tensors(tensors, unfinished / TENSORS)
+        (unfinished / STATE).write_text(json_text(state, indent=2), encoding="utf-8")
+        sums = {name: checksum(unfinished / name) for name in (TENSORS, STATE)}
         manifest = json_text({"format": FORMAT, "step": step, "sha256": sums}, indent=2)
-        (unfinished / _MANIFEST).write_text(manifest, encoding="utf-8")
-    for old in _paths(directory)[keep:]:
+        (unfinished / MANIFEST).write_text(manifest, encoding="utf-8")
+    for old in checkpoint_paths(directory)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return path
 
@@ -53,7 +50,7 @@ def latest_checkpoint(directory: Path, warn: Callable[[str], None] = warnings.wa
 
     Raises `RunError` for one that another version wrote: it is not damaged, and going back would lose its work.
     """
-    for path in _paths(directory):
+    for path in checkpoint_paths(directory):
         try:
             return _load(path)
         except RunError:
@@ -64,20 +61,9 @@ def latest_checkpoint(directory: Path, warn: Callable[[str], None] = warnings.wa
 
 
 def _load(path: Path) -> Checkpoint:
-    manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-    if manifest["format"] != FORMAT:
-        raise RunError(
-            f"checkpoint of format {manifest['format']}, this version reads format {FORMAT}",
-            place=str(path),
-            remedy="continue with the version that wrote it, or delete the checkpoint to start the stage again",
-        )
-    if manifest["step"] != _step(path):
-        raise ValueError(f"{_MANIFEST} names another step")
-    for name, expected in manifest["sha256"].items():
-        if _checksum(path / name) != expected:
-            raise ValueError(f"{name} is not what was written")
-    tensors = torch.load(path / _TENSORS, map_location="cpu", weights_only=True)
-    return Checkpoint(manifest["step"], path, tensors, json.loads((path / _STATE).read_text(encoding="utf-8")))
+    manifest = whole_manifest(path)
+    tensors = torch.load(path / TENSORS, map_location="cpu", weights_only=True)
+    return Checkpoint(manifest["step"], path, tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
 
 
 def _save_tensors(tensors: Any, path: Path) -> None:
@@ -97,17 +83,3 @@ def _why_unwritable(path: Path) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def _paths(directory: Path) -> list[Path]:
-    """Checkpoints, newest first."""
-    return sorted(directory.glob("step-*"), key=_step, reverse=True)
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

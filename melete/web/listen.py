@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from melete.web.guard import is_loopback
 
 TOKEN_VARIABLE = "MELETE_TOKEN"
 MIN_TOKEN_LENGTH = 16
+MAX_CONNECTIONS = 512  # more are answered with 503 at once; each may hold a body, and a process has 1024 files
 _MAKE_ONE = f"{TOKEN_VARIABLE}=$(python -c 'import secrets; print(secrets.token_urlsafe(24))')"
 _END_SECONDS = 3  # answers that are still being written are cut off so long after Ctrl-C
 
@@ -66,6 +68,7 @@ def serve_app(app: FastAPI, *, host: str, port: int, token: str | None, announce
             server_header=False,
             timeout_graceful_shutdown=_END_SECONDS,
             timeout_keep_alive=30,
+            limit_concurrency=MAX_CONNECTIONS,
             lifespan="on",
             ws="none",
         )
@@ -107,3 +110,5 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # the original raises the signal once more at the end, which would end the process with a failure
         self.force_exit, self.should_exit = self.should_exit, True
+        if self.force_exit:  # asked for twice: that the application was not told of its end is no news
+            logging.getLogger("uvicorn.error").disabled = True

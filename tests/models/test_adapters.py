@@ -146,6 +146,22 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_an_adapter_that_would_be_unpickled_is_refused(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path(str(tmp_path / "owned")).write_text, ("x",))
+
+    save_model(llama(), tokenizer(), tmp_path / "base")
+    adapted = llama()
+    add_adapter(adapted, LoRA(), seed=0)
+    save_adapter(adapted, tokenizer(), tmp_path / "adapter", base="../base")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    torch.save({"weights": Hostile()}, tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(ModelError, match="no weights as safetensors"):
+        load_model(tmp_path / "adapter")
+    assert not (tmp_path / "owned").exists()
+
+
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_gradients_with_checkpointing_are_the_same(make) -> None:
     plain, checkpointed = make(), make()
