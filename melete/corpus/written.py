@@ -22,11 +22,13 @@ CLEAN = TraceSettings(slip=0.0, slip_in_check=0.0, check=0.6)
 _MAX_TRIES = 50  # draws in a row that were all written before
 
 
-def chain_example(source: random.Random, language: str = "en") -> tuple[str, str]:
-    """A sum of four to six numbers with a thought in the language of the question, without a slip."""
+def chain_example(
+    source: random.Random, language: str = "en", terms: tuple[int, int] = (4, 6), max_number: int = 15
+) -> tuple[str, str]:
+    """A sum of some numbers with a thought in the language of the question, without a slip."""
     chain = draw_from_split(
         "train",
-        lambda: draw_chain(source, source.randint(4, 6), max_number=15, max_total=60),
+        lambda: draw_chain(source, source.randint(*terms), max_number=max_number, max_total=60),
         lambda drawn: drawn.text,
     )
     thought, answer = think_chain(chain, source, CLEAN, language)
@@ -89,6 +91,7 @@ def _doubtful_answer(problem: Problem, other: Problem, source: random.Random) ->
 WRITERS: Mapping[str, Callable[[random.Random], tuple[str, str]]] = {
     "chains": chain_example,
     "chains_es": lambda source: chain_example(source, "es"),
+    "short_chains": lambda source: chain_example(source, terms=(2, 3), max_number=9),
     "countdowns": countdown_example,
     "general": general_example,
     "judgements": lesson,

@@ -15,7 +15,7 @@ from melete.evaluation.judgement import judge
 from melete.evaluation.metrics import bootstrap_interval, majority_at_k
 from melete.rewards.rules import accuracy
 from melete.runs.directory import read_rows
-from melete.tasks.base import Task, plain_for
+from melete.tasks.base import Task, reading_for
 from melete.text.chat import decode_completion, opens_thought, prompt_tokens
 from melete.types import Completion, Problem, Rollout
 
@@ -50,14 +50,14 @@ def _judged(
     task: Task, tokenizer: PreTrainedTokenizerBase, problem: Problem, samples: list[dict[str, Any]]
 ) -> dict[str, float]:
     opened = opens_thought(tokenizer)
-    plain = plain_for(task)
-    functions = {"accuracy": accuracy(task.grade, thought_opened=opened, plain=plain)}
+    reading = reading_for(task)
+    functions = {"accuracy": accuracy(task.grade, thought_opened=opened, reading=reading)}
     prompt = prompt_tokens(tokenizer, problem.messages)
     found = []
     for sibling, sample in enumerate(samples):
         completion = Completion(tuple(sample["tokens"]), (), sample["finish_reason"], sample["policy_version"])
         rollout = Rollout(problem, sibling, prompt, completion, decode_completion(tokenizer, completion.tokens))
-        found.append(judge(rollout, functions, {"accuracy": 1.0}, thought_opened=opened, plain=plain))
+        found.append(judge(rollout, functions, {"accuracy": 1.0}, thought_opened=opened, reading=reading))
     numbers = {
         "share_thinking": fmean(judgement.has_thought for judgement in found),
         "format_share": fmean(judgement.has_format for judgement in found),

@@ -21,7 +21,7 @@ from melete.rewards.rules import accuracy
 from melete.runs.atomic import write_atomically
 from melete.sampling.keys import rollout_key
 from melete.sampling.protocol import Sampler
-from melete.tasks.base import Task, plain_for
+from melete.tasks.base import Task, reading_for
 from melete.text.chat import decode_completion, prompt_tokens
 from melete.types import Completion, Problem, Rollout, SamplingSettings
 
@@ -119,9 +119,9 @@ class HeldOut:
         return getattr(self.task, "right_results", None)
 
     def _judge(self, rollout: Rollout) -> Judgement:
-        plain = plain_for(self.task)
-        functions = {"accuracy": accuracy(self.task.grade, thought_opened=self.thought_opened, plain=plain)}
-        return judge(rollout, functions, {"accuracy": 1.0}, thought_opened=self.thought_opened, plain=plain)
+        reading = reading_for(self.task)
+        functions = {"accuracy": accuracy(self.task.grade, thought_opened=self.thought_opened, reading=reading)}
+        return judge(rollout, functions, {"accuracy": 1.0}, thought_opened=self.thought_opened, reading=reading)
 
     def _read(self, path: Path) -> EvaluationResult:
         try:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from melete.rewards.grade import grade_rollout
-from melete.rewards.rules import Plain, RewardFunction
+from melete.rewards.rules import ReadBy, RewardFunction
 from melete.text.answers import parse_completion, without_thought
+from melete.text.final_answer import answer_of
 from melete.text.numbers import parse_integer
 from melete.text.refusal import is_refusal
 from melete.types import Reward, Rollout
@@ -42,22 +43,20 @@ def judge(
     weights: Mapping[str, float],
     *,
     thought_opened: bool = False,
-    plain: Plain = False,
+    reading: ReadBy = "tags",
 ) -> Judgement:
     """Grades a rollout with the given reward parts, of which one must be "accuracy", and reads thought and answer.
 
-    The format holds when nothing but a thought and one answer is there and the turn was ended. A `plain` answer has no
-    tags: it is all that is not the thought.
+    The format holds when nothing but a thought and one answer is there and the turn was ended. For `reading` see
+    `answer_of`.
     """
     parsed = parse_completion(rollout.text, thought_opened=thought_opened)
     shown = without_thought(rollout.text, thought_opened=thought_opened)
-    if plain(rollout.problem) if callable(plain) else plain:
-        answer, in_order = shown, bool(shown) and not _TAG.search(shown)
-    else:
-        answer, in_order = parsed.answer, parsed.well_formed
+    how = reading(rollout.problem) if callable(reading) else reading
+    in_order = bool(shown) and not _TAG.search(shown) if how == "text" else parsed.well_formed
     return Judgement(
         reward=grade_rollout(rollout, functions, weights),
-        answer=canonical(answer),
+        answer=canonical(answer_of(rollout.text, how, thought_opened=thought_opened)),
         has_thought=parsed.thought is not None,
         has_format=in_order and rollout.completion.finish_reason == "stop",
         refuses=is_refusal(shown),

@@ -31,7 +31,7 @@ from melete.planning.graph import Text
 from melete.rewards.rules import accuracy
 from melete.sampling.native import NativeSampler
 from melete.tasks import make_task
-from melete.tasks.base import Task, plain_for, waits
+from melete.tasks.base import Task, reading_for, waits
 from melete.text.chat import decode_completion, opens_thought, pad_token, prompt_tokens
 from melete.threads import threads_for
 from melete.types import Completion, Demonstration, Problem, Rollout, SampleRequest, SamplingSettings
@@ -226,7 +226,7 @@ def _grading_seconds(
     tokenizer: PreTrainedTokenizerBase, task: Task, problem: Problem, prompt: tuple[int, ...], completion: Completion
 ) -> float:
     """To decode and grade one completion, the second time; graders that wait work while others are still written."""
-    grade = accuracy(task.grade, thought_opened=opens_thought(tokenizer), plain=plain_for(task))
+    grade = accuracy(task.grade, thought_opened=opens_thought(tokenizer), reading=reading_for(task))
 
     def once() -> None:
         text = decode_completion(tokenizer, completion.tokens)

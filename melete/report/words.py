@@ -35,6 +35,7 @@ PARTS: Mapping[str, str] = {
 WRITTEN: Mapping[str, str] = {
     "chains": "worked sums",
     "chains_es": "worked sums in Spanish",
+    "short_chains": "worked short sums",
     "countdowns": "worked number puzzles",
     "general": "everyday requests with good answers",
     "judgements": "answers with a verdict",

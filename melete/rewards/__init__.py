@@ -21,7 +21,7 @@ from melete.rewards.rules import (
     AnyReward,
     ConcurrentReward,
     Grade,
-    Plain,
+    ReadBy,
     RewardFunction,
     accuracy,
     format_tags,
@@ -43,14 +43,14 @@ from melete.suggest import did_you_mean
 class RewardContext:
     """What a reward may need to know: the task's grader, the run's seed, and whether the template opens `<think>`.
 
-    `plain`: the answer is the text without its thought, and no tags are expected. `slow_grade`: the task's grader waits
+    `reading`: where answers stand, see `answer_of`. `slow_grade`: the task's grader waits
     for something outside this process, and `graded_by` says what that is.
     """
 
     grade: Grade
     seed: int
     thought_opened: bool = False
-    plain: Plain = False
+    reading: ReadBy = "tags"
     max_new_tokens: int = 0
     slow_grade: bool = False
     graded_by: str = ""
@@ -62,7 +62,7 @@ def _accuracy(context: RewardContext) -> AnyReward:
 
 
 def _right(context: RewardContext) -> RewardFunction:
-    return accuracy(context.grade, thought_opened=context.thought_opened, plain=context.plain)
+    return accuracy(context.grade, thought_opened=context.thought_opened, reading=context.reading)
 
 
 def _cosine_length(context: RewardContext, *, max_tokens: int = 0) -> AnyReward:

@@ -109,7 +109,11 @@ def audit(
     plain = bool(getattr(task, "plain_answers", False))
     style = style or ("plain" if plain else "tags")
     if rewards is None:
-        rewards = {"accuracy": accuracy(task.grade, thought_opened=thought_opened, plain=style == "plain")}
+        rewards = {
+            "accuracy": accuracy(
+                task.grade, thought_opened=thought_opened, reading="text" if style == "plain" else "tags"
+            )
+        }
         rewards |= {"format": format_tags(thought_opened=thought_opened)} if style == "tags" else {}
     parts = {name: part if isinstance(part, RewardPart) else RewardPart(part) for name, part in rewards.items()}
     problems = [task.problem(split, index) for index in range(num_problems)]

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from melete.text.answers import parse_completion, without_thought
+from melete.text.answers import parse_completion
+from melete.text.final_answer import Reading, answer_of
 from melete.types import Problem, Rollout
 
 RewardFunction = Callable[[Rollout], float]
@@ -57,19 +58,18 @@ AnyReward = RewardFunction | BatchReward | ConcurrentReward
 
 
 Grade = Callable[[Problem, str], float]
-Plain = bool | Callable[[Problem], bool]
+ReadBy = Reading | Callable[[Problem], Reading]
 
 
-def accuracy(grade: Grade, *, thought_opened: bool = False, plain: Plain = False) -> RewardFunction:
-    """The task's own grade of what is inside `<answer>` after the thought; 0 where there is no answer.
+def accuracy(grade: Grade, *, thought_opened: bool = False, reading: ReadBy = "tags") -> RewardFunction:
+    """The task's own grade of the answer, read as `answer_of` says; 0 where there is none.
 
-    A `plain` answer has no tags: it is all that is not the thought. In a mixture that may depend on the problem.
+    In a mixture the reading may depend on the problem.
     """
 
     def reward(rollout: Rollout) -> float:
-        if plain(rollout.problem) if callable(plain) else plain:
-            return grade(rollout.problem, without_thought(rollout.text, thought_opened=thought_opened))
-        answer = parse_completion(rollout.text, thought_opened=thought_opened).answer
+        how = reading(rollout.problem) if callable(reading) else reading
+        answer = answer_of(rollout.text, how, thought_opened=thought_opened)
         return 0.0 if answer is None else grade(rollout.problem, answer)
 
     return reward

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from melete.schema.base import Artefact, Count, Positive, Problem, Share, Stage, TaskSettings
 
-WRITTEN = ("chains", "chains_es", "countdowns", "general", "judgements")
+WRITTEN = ("chains", "chains_es", "short_chains", "countdowns", "general", "judgements")
 
 
 class WriteStage(Stage):
@@ -19,7 +19,7 @@ class WriteStage(Stage):
     kind: Literal["write"]
     """The kind of stage."""
     rows: Annotated[dict[str, Count], Field(min_length=1)]
-    """How many of each: chains, chains_es, countdowns, general, judgements (lessons for a judge)."""
+    """How many of each: chains, chains_es, short_chains (of two or three digits), countdowns, general, judgements."""
 
     def plan(self) -> str:
         return "write " + ", ".join(f"{count} {name}" for name, count in self.rows.items())

@@ -16,7 +16,7 @@ from melete.datasets.prompts import read_prompts
 from melete.errors import DataError
 from melete.evaluation.judgement import judge
 from melete.loops.rl_rollouts import SampleSettings, sample_rollouts
-from melete.rewards.rules import accuracy
+from melete.rewards.rules import ReadBy, accuracy
 from melete.runs.atomic import write_atomically, writing
 from melete.runs.directory import read_rows
 from melete.sampling.native import NativeSampler
@@ -24,7 +24,7 @@ from melete.schema.generation import PROBLEMS_OF_A_TASK, GenerateStage
 from melete.stages.context import Interrupted, StageContext
 from melete.stages.reject import different_problems
 from melete.tasks import make_task
-from melete.tasks.base import Task, plain_for
+from melete.tasks.base import Task, reading_for
 from melete.tasks.curation import normal_text, question_of
 from melete.text.chat import opens_thought
 from melete.types import Message, Problem, Rollout, SamplingSettings
@@ -116,9 +116,9 @@ class _Grader:
 
     def __init__(self, task: Task | None, tokenizer: PreTrainedTokenizerBase) -> None:
         self.opened = opens_thought(tokenizer)
-        self.plain = plain_for(task) if task else False
+        self.reading: ReadBy = reading_for(task) if task else "tags"
         self.functions = (
-            {"accuracy": accuracy(task.grade, thought_opened=self.opened, plain=self.plain)} if task else None
+            {"accuracy": accuracy(task.grade, thought_opened=self.opened, reading=self.reading)} if task else None
         )
 
     def row(self, rollout: Rollout) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class _Grader:
             "logprob": round(sum(completion.logprobs), 4),
         }
         if self.functions:
-            found = judge(rollout, self.functions, {"accuracy": 1.0}, thought_opened=self.opened, plain=self.plain)
+            found = judge(rollout, self.functions, {"accuracy": 1.0}, thought_opened=self.opened, reading=self.reading)
             row |= {"score": found.reward.parts["accuracy"], "answer": found.answer, "gold": problem.gold}
         return row
 

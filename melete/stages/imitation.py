@@ -22,7 +22,7 @@ from melete.stages.context import StageContext
 from melete.stages.rl import held_out_of, optimizer_settings, train_problems
 from melete.stages.training import Training
 from melete.tasks import make_task
-from melete.tasks.base import plain_for
+from melete.tasks.base import reading_for
 from melete.text.chat import opens_thought, pad_token
 from melete.types import Demonstration, Rollout, SamplingSettings
 
@@ -90,7 +90,7 @@ def run_distill(stage: DistillStage, context: StageContext) -> dict[str, Any]:
     teacher = load_model(context.model_path(stage.teacher))
     task = make_task(stage.task.name, stage.task.own_settings())
     student_sampler = NativeSampler(model, tokenizer)
-    right = accuracy(task.grade, thought_opened=opens_thought(tokenizer), plain=plain_for(task))
+    right = accuracy(task.grade, thought_opened=opens_thought(tokenizer), reading=reading_for(task))
 
     def is_right(rollout: Rollout) -> bool:
         return rollout.completion.finish_reason == "stop" and right(rollout) == 1.0

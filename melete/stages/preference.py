@@ -28,7 +28,7 @@ from melete.stages.rewards import judge_model, judge_reward, score_reward
 from melete.stages.rl import held_out_of, optimizer_settings, train_problems
 from melete.stages.training import Training
 from melete.tasks import make_task
-from melete.tasks.base import Task, plain_for
+from melete.tasks.base import Task, reading_for
 from melete.text.chat import opens_thought
 from melete.types import PreferencePair, Rollout, SamplingSettings
 
@@ -105,7 +105,7 @@ def judged_pairs(
 
 def _by_grade(task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, RewardPart]:
     """The task's own grade and nothing else."""
-    right = accuracy(task.grade, thought_opened=opens_thought(tokenizer), plain=plain_for(task))
+    right = accuracy(task.grade, thought_opened=opens_thought(tokenizer), reading=reading_for(task))
     return {"accuracy": RewardPart(right)}
 
 

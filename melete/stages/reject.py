@@ -35,7 +35,7 @@ from melete.stages.context import Interrupted, StageContext
 from melete.stages.rewards import judge_reward
 from melete.stages.rl import PROBLEMS_PER_DRAW, PROBLEMS_PER_SEED
 from melete.tasks import make_task
-from melete.tasks.base import Task, plain_for, waits
+from melete.tasks.base import Task, plain_for, reading_for, waits
 from melete.tasks.curation import normal_text, question_of
 from melete.text.chat import opens_thought
 from melete.text.readable import FAULTS, ReadableLimits
@@ -143,7 +143,7 @@ def graders_of(stage: RejectStage, context: StageContext, task: Task, tokenizer:
         task.grade,
         context.seed,
         opened,
-        plain_for(task),
+        reading_for(task),
         stage.max_new_tokens,
         slow_grade=waits(task),
         graded_by=getattr(task, "graded_by", ""),

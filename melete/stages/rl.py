@@ -33,7 +33,7 @@ from melete.stages.rollout_rows import rollout_rows
 from melete.stages.support import checked_support
 from melete.stages.training import Stateful, Training
 from melete.tasks import make_task
-from melete.tasks.base import Task, plain_for, waits
+from melete.tasks.base import Task, reading_for, waits
 from melete.tasks.mixture import Mixture, Part
 from melete.text.chat import opens_thought
 from melete.types import Problem, RolloutGroup, SamplingSettings
@@ -198,7 +198,7 @@ class _Workshop:
             task.grade,
             context.seed,
             opened,
-            plain_for(task),
+            reading_for(task),
             stage.max_new_tokens,
             slow_grade=waits(task),
             graded_by=getattr(task, "graded_by", ""),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol, TypeVar
 
 from melete.errors import DataError, RecipeError
+from melete.text.final_answer import Reading
 from melete.text.steps import split_steps
 from melete.types import Problem
 
@@ -42,9 +43,18 @@ def is_plain(task: Task) -> bool:
     return bool(getattr(task, "plain_answers", False))
 
 
+def reading_for(task: Task) -> Callable[[Problem], Reading]:
+    """How the answer to a problem is read; in a mixture that depends on the problem.
+
+    A task says so by `plain_answers = True` (text without tags) or `free_answers = True` (any of the usual ways).
+    """
+    free = "free" if getattr(task, "free_answers", False) else "tags"
+    return getattr(task, "reading_of", None) or (lambda _problem: "text" if is_plain(task) else free)
+
+
 def plain_for(task: Task) -> Callable[[Problem], bool]:
-    """Whether the answer to a problem is plain text; in a mixture that depends on the problem."""
-    return getattr(task, "is_plain_for", None) or (lambda _problem: is_plain(task))
+    """Whether the answer to a problem is plain text, without tags."""
+    return lambda problem: reading_for(task)(problem) == "text"
 
 
 def waits(task: Task) -> bool:

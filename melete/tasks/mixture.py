@@ -17,8 +17,9 @@ from typing import Any
 
 from melete.errors import RecipeError
 from melete.suggest import did_you_mean
-from melete.tasks.base import Split, Task, is_plain, plain_for, step_labels_of, waits
+from melete.tasks.base import Split, Task, is_plain, reading_for, step_labels_of, waits
 from melete.text.answers import parse_completion
+from melete.text.final_answer import Reading
 from melete.types import Problem
 
 MAX_CYCLE = 10_000
@@ -86,10 +87,10 @@ class Mixture:
             task=f"{part.name}/{problem.task}" if _is_nested(part.task) else part.name,
         )
 
-    def is_plain_for(self, problem: Problem) -> bool:
-        """Whether the part that the problem belongs to has answers without tags."""
+    def reading_of(self, problem: Problem) -> Reading:
+        """How the part that the problem belongs to reads answers."""
         part, inner = self._own(problem)
-        return plain_for(part.task)(inner)
+        return reading_for(part.task)(inner)
 
     def grade(self, problem: Problem, answer: str) -> float:
         """The grade of the problem's own part; raises what that raises, and `RecipeError` for another's problem."""

@@ -105,6 +105,8 @@ GRADERS: Mapping[str, Grader] = {
 class RowSettings:
     """Where rows come from and how they are judged.
 
+    `plain_answers`: all that is not the thought is the answer. `free_answers`: it may stand in `<answer>`, in a box,
+    after `####` or as the last number, as with models that were not taught the tags.
     `path`, `part`: file or directory, and which part of a directory. `held_out`, `held_out_part`: rows to evaluate on;
     without them a tenth is held out, by a hash of the question. `columns`: role (question, answer, messages, system,
     id, meta) -> column. `near_duplicates`: a training row whose Jaccard index with a held-out one is at least this is
@@ -120,6 +122,7 @@ class RowSettings:
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     system: str = ""
     plain_answers: bool = False
+    free_answers: bool = False
     near_duplicates: float = 0.8
     ngram: int = 0
     seed: int = 0
@@ -165,6 +168,7 @@ class RowTask:
     report: RowReport
     seed: int = 0
     plain_answers: bool = False
+    free_answers: bool = False
 
     @property
     def waits(self) -> bool:
@@ -239,7 +243,7 @@ def row_task(
     num_rows = len(rows) + len(held_out or ())
     report = RowReport(num_rows, len(kept), len(tested), (*dropped, *found))
     by_split: dict[Split, tuple[Problem, ...]] = {"train": tuple(kept), "held_out": tuple(tested)}
-    return RowTask(name, by_split, grader, report, settings.seed, settings.plain_answers)
+    return RowTask(name, by_split, grader, report, settings.seed, settings.plain_answers, settings.free_answers)
 
 
 def asked(problem: Problem) -> str:

@@ -58,7 +58,7 @@ def graded(task: Task, problem: Problem, answer: str) -> tuple[float | None, str
     """The grade of an answer that a person gave, with or without tags, and a line that tells it."""
     completion = Completion((0,), (0.0,), "stop", 0)
     try:
-        score = accuracy(task.grade, plain=True)(Rollout(problem, 0, (), completion, answer))
+        score = accuracy(task.grade, reading="text")(Rollout(problem, 0, (), completion, answer))
     except Exception as error:  # as in training: a grader that fails gives no grade
         return None, f"  no grade: {error}"
     return score, f"  {score:g}" + ("" if score == 1.0 else f"; a right answer is {problem.gold}")

@@ -6,6 +6,11 @@ Every function takes time linear in the length of the text, whatever the text is
 from __future__ import annotations
 
 import re
+from typing import Literal
+
+from melete.text.answers import parse_completion, without_thought
+
+Reading = Literal["tags", "text", "free"]
 
 _ANSWER_TAG = re.compile(r"</?answer>")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -31,6 +36,22 @@ def after_thought(text: str, *, thought_opened: bool = False) -> str | None:
     if "<think>" in tail or (thought_opened and not closed):
         return None
     return tail
+
+
+def answer_of(text: str, reading: Reading, *, thought_opened: bool = False) -> str | None:
+    r"""What a completion answers, read as the task says, or `None`.
+
+    "tags": what is inside `<answer>`, after the thought. "text": all that is not the thought. "free": any of the usual
+    ways, down to the last number, for models that were never taught the tags; see `final_answer`.
+
+    >>> [answer_of("<think>3+4</think> It is 7.", reading) for reading in ("tags", "text", "free")]
+    [None, 'It is 7.', '7']
+    """
+    if reading == "text":
+        return without_thought(text, thought_opened=thought_opened)
+    if reading == "free":
+        return final_answer(text, thought_opened=thought_opened, bare_number=True)
+    return parse_completion(text, thought_opened=thought_opened).answer
 
 
 def final_answer(text: str, *, thought_opened: bool = False, bare_number: bool = False) -> str | None:

@@ -29,7 +29,7 @@ def test_what_a_recipe_may_ask_for_can_be_written() -> None:
     assert set(WRITTEN) == set(WRITERS)
 
 
-@pytest.mark.parametrize(("name", "language"), [("chains", "en"), ("chains_es", "es")])
+@pytest.mark.parametrize(("name", "language"), [("chains", "en"), ("chains_es", "es"), ("short_chains", "en")])
 def test_chains_are_right_well_formed_and_in_one_language(name: str, language: str) -> None:
     for row in written(name, 100, "0"):
         (chain,) = CHAIN.findall(prompt_of(row))

