@@ -23,6 +23,7 @@ from melete.rewards.grade import Grading, RewardPart, grade_groups, grade_rollou
 from melete.rewards.rules import BatchReward, ConcurrentReward, soft_overlong
 from melete.tasks import make_task
 from melete.text.answers import parse_completion
+from melete.text.final_answer import Reading
 from melete.types import Completion, FinishReason, Message, Problem, Rollout
 
 TASK = make_task("arithmetic_chain", {})
@@ -476,7 +477,11 @@ def test_a_batch_knows_the_parts_of_all_its_problems():
     assert batch.reward_parts.tolist() == [[0.5, 0.0], [0.0, 1.0]]
 
 
+def _reading(problem: Problem) -> Reading:
+    return "text" if problem.task == "plain" else "tags"
+
+
 def test_whether_an_answer_is_plain_may_depend_on_the_problem():
-    reward = make_rewards(["accuracy"], replace(CONTEXT, plain=lambda problem: problem.task == "plain"))["accuracy"]
+    reward = make_rewards(["accuracy"], replace(CONTEXT, reading=_reading))["accuracy"]
     assert reward(in_task("plain", "6")) == 1.0
     assert reward(in_task("tagged", "6")) == 0.0 and reward(in_task("tagged", "<answer>6</answer>")) == 1.0
