@@ -1,7 +1,10 @@
 # make run    make the environment and run the whole recipe; the report is under runs/
 # make test   install the test extra and run every test
 # make lint   ruff and pyright
+# make kill-test  kill runs of every kind at random moments and continue them, compare every byte; a quarter of an hour
 # make audit  look up known weaknesses of the pinned libraries; needs the network
+# make bench  one step of GRPO by Melete and by TRL, in turns; half an hour; BENCH=--quick takes two minutes
+# make cost   how the seconds of a step grow with its tokens and with the size of its groups; two plots
 # make clean  remove the environment and what the tools left; runs/ stays
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -11,7 +14,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?=
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: run test lint audit clean
+.PHONY: run test lint kill-test audit bench cost clean
 
 run: $(VENV)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/melete run r1-tiny
@@ -23,6 +26,9 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+kill-test: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/kill_resume.py --kills 100 --seed 0
 
 audit: $(VENV)-audit/.installed
 	@$(VENV)-audit/bin/python .ci/audit.py constraints.txt
@@ -52,6 +58,20 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e '.[dev]'
 	@touch $@
 
+# what the comparison with TRL is run with, for example BENCH="--models tiny --threads 1"
+BENCH ?= --write
+bench: $(VENV)-bench/.installed
+	$(VENV)-bench/bin/python -m benchmarks.against_trl $(BENCH)
+
+cost: $(VENV)-bench/.installed
+	$(VENV)-bench/bin/python -m benchmarks.cost_of_a_step
+
+# an environment of its own: TRL is no part of Melete
+$(VENV)-bench/.installed: Makefile pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e . 'trl==1.16.*' matplotlib
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-audit build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-bench build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

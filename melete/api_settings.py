@@ -223,6 +223,8 @@ class DPO(TrainingKeywords, total=False):
 class RL(TrainingKeywords, total=False):
     """Keywords of `melete.rl`: Reinforcement learning: GRPO, PPO and their relatives."""
 
+    sampler: Literal["native", "vllm"]
+    sampler_memory_share: float
     task: TaskLike
     late: LateTaskTable | None
     rewards: Mapping[str | Callable[..., Any], float]
@@ -254,6 +256,8 @@ class RL(TrainingKeywords, total=False):
 class Reject(RunKeywords, total=False):
     """Keywords of `melete.reject`: Rejection sampling: keep what is right and readable as demonstrations."""
 
+    sampler: Literal["native", "vllm"]
+    sampler_memory_share: float
     model: ModelLike
     task: TaskLike
     judge: JudgePartTable | None
@@ -307,6 +311,8 @@ class Evaluate(RunKeywords, total=False):
 class Generate(RunKeywords, total=False):
     """Keywords of `melete.generate`: Sample completions of prompts into a file."""
 
+    sampler: Literal["native", "vllm"]
+    sampler_memory_share: float
     prompts: Sequence[str]
     data: DataLike
     task: TaskLike | None

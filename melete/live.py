@@ -22,7 +22,16 @@ _SPARK_WIDTH = 32
 _NUM_PLAIN_LINES = 20
 _NUM_MESSAGES = 4
 _NUM_TEXT_LINES = 12
-_SHOWN = ("reward", "share_thinking", "length_mean", "dead_groups", "entropy", "loss")
+_SHOWN = (
+    "reward",
+    "share_thinking",
+    "length_mean",
+    "dead_groups",
+    "entropy",
+    "loss",
+    "tokens_per_second",
+    "floor_share",
+)
 
 
 def sparkline(values: Sequence[float], width: int = _SPARK_WIDTH, *, low: float = 0.0, high: float = 1.0) -> str:

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from melete.errors import TrainingError
 from melete.live import View
 from melete.models.card import Card, licence_of, write_card
 from melete.models.places import resolve_model
 from melete.report.build import build_report
 from melete.runs.artefacts import (
     changes,
+    drop_begun,
     drop_records,
     read_begun,
     read_record,
@@ -127,22 +129,32 @@ def _finished_or_run(stage: Any, recipe: Recipe, context: StageContext, forced: 
     known = record or begun
     reasons = [forced] if forced else changes(known.made_from, now) if known else []
     if record and not reasons:
+        drop_begun(run.path, name)
         context.view.stage_finished(name, "already done")
         return
     if reasons:
-        context.view.message(f"{name}: made again: {reasons_text(reasons)}")
+        saved = None if record else last_step(run.path, name)
+        dropped = "" if saved is None else f"; what it had saved at step {saved} cannot be continued"
+        context.view.message(f"{name}: made again: {reasons_text(reasons)}{dropped}")
     if reasons or not begun:
         _start_again(run, name)
         write_begun(run.path, name, now)
     elif last_step(run.path, name) is None:
         run.truncate_metrics(name, 0)  # a stage without checkpoints starts from nothing
-    entry = RUNNERS[stage.kind](stage, context)
+    entry = _made(stage, context)
     if entry.get("model"):
         _write_card(stage, recipe, context, entry)
     begun = read_begun(run.path, name)
     assert begun is not None
     write_record(run.path, name, begun, entry)
     context.view.stage_finished(name, what_was_learnt([entry]))
+
+
+def _made(stage: Any, context: StageContext) -> dict[str, Any]:
+    try:
+        return RUNNERS[stage.kind](stage, context)
+    except TrainingError as error:  # which stage a step belongs to is not known further down
+        raise TrainingError(error.what, place=f"{stage.name}, {error.place}", remedy=error.remedy) from error
 
 
 def _write_card(stage: Any, recipe: Recipe, context: StageContext, entry: Mapping[str, Any]) -> None:

@@ -107,6 +107,7 @@ SHORT["smollm2-verse"] = (
     *short_stage("dpo", "pairs_per_step=8"),
     *short_stage("ppo", "num_steps=3", "prompts_per_step=4", "critic.warmup_steps=1"),
 )
+SHORT |= {f"{name}-gpu": SHORT[name] for name in ("smollm2-sums", "smollm2-verse")}
 SHORT["smollm2-benchmarks"] = (
     'exam.models=["tiny"]',
     *(

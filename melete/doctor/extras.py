@@ -21,6 +21,7 @@ USED_BY = {
     "tensorboard": "--track tensorboard",
     "wandb": "--track wandb",
     "trackio": "--track trackio",
+    "vllm": "the sampler `vllm`",
     "gguf": "melete models get smollm2-135m",
     "wasm": "the sandbox `wasm`",
     "test": "the tests",

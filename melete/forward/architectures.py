@@ -73,6 +73,27 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+def paired(x: Tensor) -> Tensor:
+    """The two halves of the last dimension [..., D], which the rotary embedding turns together, as neighbours."""
+    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
+def pair_rotations(trunk: Any, like: Tensor, positions: Tensor) -> Tensor:
+    """Cosine and sine [N, 1, D / 2, 2] of each pair at positions [N], for `rotated_pairs`."""
+    cos, sin = rotations(trunk, like, positions)
+    half = cos.shape[-1] // 2
+    return torch.stack([cos[..., :half], sin[..., :half]], dim=-1)
+
+
+def rotated_pairs(x: Tensor, turns: Tensor) -> Tensor:
+    """The rotary embedding of x [N, H, D] whose pairs are neighbours, which stay neighbours: one complex product."""
+    pairs = x.unflatten(-1, (-1, 2))
+    if x.dtype == torch.float32:
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns)).flatten(-2)
+    (first, second), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+    return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
+
+
 def heads(attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
     """Queries, keys and values of normalised states x [N, d], rotated."""
     if hasattr(attention, "kv_b_proj"):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LITTLE = 2048  # places to look at, of one head, that cost less than a product of their own
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -41,6 +43,10 @@ class Grid:
         spread = flat if self.is_full else flat.index_select(0, self.slots)
         return spread.reshape(self.num_rows, self.width, *flat.shape[1:])
 
+    def to(self, device: torch.device) -> Grid:
+        """The same on another device."""
+        return Grid(self.num_rows, self.width, self.slots.to(device), self.places.to(device), self.lengths.to(device))
+
     def flat(self, padded: Tensor) -> Tensor:
         """[R, W, ...] as [N, ...]."""
         joined = padded.reshape(self.num_rows * self.width, *padded.shape[2:])
@@ -48,21 +54,34 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """P different beginnings, then what is left of each of B rows: N tokens in all, of which M are asked for.
+class Bucket:
+    """Rows of similar length, whose attention is one product: what is padded in it is little.
 
-    Rows with the same beginning share it, so it is computed once. `mask` [B, 1, W, L + W] tells which of the L places
-    of its beginning and of its own W places a token may look at.
+    `mask` [R, 1, W, L + W] tells which of the L places of its beginning and of its own W places a token may look at.
+    """
+
+    grid: Grid
+    beginning_of: Tensor  # [R]
+    mask: Tensor
+
+    def to(self, device: torch.device) -> Bucket:
+        """The same on another device."""
+        return Bucket(self.grid.to(device), self.beginning_of.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """P different beginnings, then what is left of each of B rows, bucket by bucket: N tokens, M of them asked for.
+
+    Rows with the same beginning share it, so it is computed once.
     """
 
     tokens: Tensor  # [N]
     positions: Tensor  # [N]
     counts: Tensor  # [N], how many rows a token belongs to
     beginnings: Grid
-    rests: Grid
-    beginning_of: Tensor  # [B]
-    mask: Tensor
     causal: Tensor  # [1, 1, L, L]
+    rests: tuple[Bucket, ...]
     wanted: Tensor  # [M] numbers of flat tokens, in the order of the rows; a shared one may come several times
 
     @classmethod
@@ -76,70 +95,82 @@ class Layout:
         columns = torch.arange(rows.shape[1])
         has_any = asked.any(dim=1)
         first = torch.where(has_any, asked.int().argmax(dim=1), -1)
-        ends = torch.where(has_any, (asked * columns).amax(dim=1), -1) + 1
+        ends = (torch.where(has_any, (asked * columns).amax(dim=1), -1) + 1).tolist()
         begins = (first + 1).tolist()
         texts = rows.tolist()
         numbers: dict[tuple[int, ...], int] = {}
         beginning_of = [
             numbers.setdefault(tuple(text[:begin]), len(numbers)) for text, begin in zip(texts, begins, strict=True)
         ]
-        shared = list(numbers)
-        rests = [text[begin:end] for text, begin, end in zip(texts, begins, ends.tolist(), strict=True)]
-        beginning_grid, rest_grid = _grid(shared), _grid(rests)
-        of = torch.tensor(beginning_of, dtype=torch.long)
-        starts = beginning_grid.lengths[of]
-        num_beginning = int(beginning_grid.lengths.sum())
-        row_of_rest = torch.repeat_interleave(torch.arange(len(rests)), rest_grid.lengths)
-        positions = torch.cat(
-            [
-                beginning_grid.places % max(beginning_grid.width, 1),
-                rest_grid.places % max(rest_grid.width, 1) + starts[row_of_rest],
-            ]
-        )
-        uses = torch.bincount(of, minlength=len(shared))
-        counts = torch.cat(
-            [torch.repeat_interleave(uses, beginning_grid.lengths), torch.ones(len(row_of_rest), dtype=torch.long)]
-        )
-        flat = [token for part in (*shared, *rests) for token in part]
+        beginnings, of = Grid.of(_lengths(list(numbers))), torch.tensor(beginning_of, dtype=torch.long)
+        rests = [text[begin:end] for text, begin, end in zip(texts, begins, ends, strict=True)]
+        buckets = buckets_of([len(rest) for rest in rests], beginnings.width)
+        in_order = [row for bucket in buckets for row in bucket]
+        lengths = _lengths([rests[row] for row in in_order])
+        num_beginning = int(beginnings.lengths.sum())
+        # where each row's rest begins among the flat tokens, and the place of each flat token in its row's rest
+        offsets = torch.zeros(len(rests), dtype=torch.long)
+        offsets[in_order] = num_beginning + lengths.cumsum(0) - lengths
+        row_of_rest = torch.repeat_interleave(torch.tensor(in_order, dtype=torch.long), lengths)
+        starts = beginnings.lengths[of]
+        within = torch.arange(num_beginning, num_beginning + len(row_of_rest)) - offsets[row_of_rest]
+        positions = torch.cat([beginnings.places % max(beginnings.width, 1), within + starts[row_of_rest]])
+        uses = torch.bincount(of, minlength=len(numbers))
+        counts = [torch.repeat_interleave(uses, beginnings.lengths), torch.ones(len(row_of_rest), dtype=torch.long)]
+        flat = [token for part in (*numbers, *(rests[row] for row in in_order)) for token in part]
         row, column = asked.nonzero(as_tuple=True)
-        in_beginning = (beginning_grid.lengths.cumsum(0) - beginning_grid.lengths)[of[row]] + column
-        in_rest = num_beginning + (rest_grid.lengths.cumsum(0) - rest_grid.lengths)[row] + column - starts[row]
+        in_beginning = (beginnings.lengths.cumsum(0) - beginnings.lengths)[of[row]] + column
         layout = cls(
             tokens=torch.tensor(flat, dtype=torch.long),
             positions=positions,
-            counts=counts,
-            beginnings=beginning_grid,
-            rests=rest_grid,
-            beginning_of=of,
-            mask=_mask(starts, beginning_grid.width, rest_grid.width),
-            causal=torch.ones(beginning_grid.width, beginning_grid.width, dtype=torch.bool).tril()[None, None],
-            wanted=torch.where(column < starts[row], in_beginning, in_rest),
+            counts=torch.cat(counts),
+            beginnings=beginnings,
+            causal=torch.ones(beginnings.width, beginnings.width, dtype=torch.bool).tril()[None, None],
+            rests=tuple(_bucket([rests[row] for row in bucket], of[bucket], starts[bucket]) for bucket in buckets),
+            wanted=torch.where(column < starts[row], in_beginning, offsets[row] + column - starts[row]),
         )
         return layout if device.type == "cpu" else layout.to(device)
 
     def to(self, device: torch.device) -> Layout:
         """The same on another device."""
-
-        def moved(grid: Grid) -> Grid:
-            return Grid(
-                grid.num_rows, grid.width, grid.slots.to(device), grid.places.to(device), grid.lengths.to(device)
-            )
-
         return Layout(
             self.tokens.to(device),
             self.positions.to(device),
             self.counts.to(device),
-            moved(self.beginnings),
-            moved(self.rests),
-            self.beginning_of.to(device),
-            self.mask.to(device),
+            self.beginnings.to(device),
             self.causal.to(device),
+            tuple(bucket.to(device) for bucket in self.rests),
             self.wanted.to(device),
         )
 
 
-def _grid(rows: Sequence[Sequence[int]]) -> Grid:
-    return Grid.of(torch.tensor([len(row) for row in rows], dtype=torch.long))
+def buckets_of(lengths: Sequence[int], beginning: int) -> list[list[int]]:
+    """Numbers of the rows with any tokens, longest first, in buckets whose attention is done at once.
+
+    A row joins a bucket while padding it to the longest costs at most half of what is computed for it, or so little
+    that another product would cost more. A row of W tokens looks at W * (`beginning` + W) places.
+
+    >>> buckets_of([200, 0, 20, 190, 180], 100)
+    [[0, 3, 4], [2]]
+    """
+    buckets: list[list[int]] = []
+    area = 0
+    for row in sorted((row for row in range(len(lengths)) if lengths[row]), key=lambda row: -lengths[row]):
+        own = lengths[row] * (beginning + lengths[row])
+        if not buckets or (area > 2 * own and area - own > LITTLE):
+            buckets.append([])
+            area = own
+        buckets[-1].append(row)
+    return buckets
+
+
+def _bucket(rests: Sequence[Sequence[int]], beginning_of: Tensor, starts: Tensor) -> Bucket:
+    grid = Grid.of(_lengths(rests))
+    return Bucket(grid, beginning_of, _mask(starts, int(starts.max()), grid.width))
+
+
+def _lengths(rows: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([len(row) for row in rows], dtype=torch.long)
 
 
 def _mask(starts: Tensor, beginning_width: int, rest_width: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Rows that are written token by token: siblings share the keys and values of their prompt.
 
 A row attends to its prompt, of which there is one copy for all of its siblings, and to its own tokens, of which every
-row has as many. What has been written by nobody is not computed: there is no padding but between prompts.
+row has as many. What has been written by nobody is not computed: there is no padding but between prompts. Of a short
+prompt every row has a copy of its own, so that there is one product instead of two.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from melete.forward.architectures import expanded, heads, knows, latent, layers_of, rotations
+from melete.forward.architectures import expanded, heads, knows, latent, layers_of, pair_rotations, rotations
 from melete.forward.layout import Grid
 from melete.forward.trunk import attend
-from melete.forward.weights import LatentAttention, LeanLayer, can_be_joined
+from melete.forward.weights import LatentAttention, LeanLayer, Norm, can_be_joined
+
+SHORT_PROMPT = 32  # tokens up to which a prompt is copied to its rows: one product more costs more than reading it
 
 
 class LeanModel:
@@ -25,6 +28,7 @@ class LeanModel:
         self.trunk, self.head = model.base_model, model.get_output_embeddings()
         self.state: tuple[object, ...] = ()
         self.layers: list[LeanLayer] = []
+        self.norm: Norm
 
     def refresh(self) -> None:
         """Takes the model's weights, if they are other than before."""
@@ -32,7 +36,7 @@ class LeanModel:
         adapted: list[Any] = [module for module in self.trunk.modules() if hasattr(module, "base_layer")]
         state = (*weights, *((module.disable_adapters, *module.active_adapters) for module in adapted))
         if state != self.state:
-            self.layers = [LeanLayer(layer) for layer in layers_of(self.trunk)]
+            self.layers, self.norm = [LeanLayer(layer) for layer in layers_of(self.trunk)], Norm(self.trunk.norm)
             self.state = state
 
 
@@ -50,6 +54,11 @@ class Kept(NamedTuple):
     keys: Tensor
     values: Tensor | None
 
+    def some(self, prompts: Tensor) -> Kept:
+        """Of these prompts only."""
+        values = None if self.values is None else self.values.index_select(0, prompts)
+        return Kept(self.keys.index_select(0, prompts), values)
+
 
 class Prompts:
     """The prompts' states: each layer's keys and values, and the logits [P, V] of what follows."""
@@ -62,15 +71,15 @@ class Prompts:
         hidden = trunk.embed_tokens(torch.tensor([token for prompt in prompts for token in prompt], device=device))
         cos, sin = rotations(trunk, hidden, grid.places % grid.width)
         self.layers: list[Kept] = []
-        for layer in layers_of(trunk):
+        for layer, lean in zip(layers_of(trunk), model.layers, strict=True):
             attention, x = layer.self_attn, layer.input_layernorm(hidden)
             if hasattr(attention, "kv_b_proj"):
                 parts = latent(attention, x, cos, sin)
                 found = expanded(attention, *parts)
-                kept = Kept(grid.padded(torch.cat(parts[2:], dim=-1)).transpose(1, 2).contiguous(), None)
+                kept = Kept(_by_head(grid, lean.attention.kept(torch.cat(parts[2:], dim=-1))), None)
             else:
                 found = heads(attention, x, cos, sin)
-                kept = Kept(*(grid.padded(part).transpose(1, 2).contiguous() for part in found[1:]))
+                kept = Kept(_by_head(grid, lean.attention.kept(found.keys)), _by_head(grid, found.values))
             self.layers.append(kept)
             q, k, v = (grid.padded(part).transpose(1, 2) for part in found)
             taken = attend(q, k, v, causal, attention.scaling)
@@ -79,13 +88,18 @@ class Prompts:
         last = trunk.norm(hidden[self.lengths.cumsum(0) - 1])
         self.logits = model.head(last)
         is_there = torch.arange(grid.width, device=device) < self.lengths[:, None]
-        self.bias = (
-            None if grid.is_full else torch.zeros_like(is_there, dtype=hidden.dtype).masked_fill_(~is_there, -torch.inf)
-        )
+        bias = torch.zeros_like(is_there, dtype=hidden.dtype).masked_fill_(~is_there, -torch.inf)[:, None, None]
+        self.bias, self.width = None if grid.is_full else bias, grid.width  # [P, 1, 1, L]
+
+
+def _by_head(grid: Grid, flat: Tensor) -> Tensor:
+    return grid.padded(flat).transpose(1, 2).contiguous()
 
 
 class Rows:
     """R rows under way, each with its prompt; `step` writes one token of each."""
+
+    compact_share = 0.75
 
     def __init__(self, model: LeanModel, prompts: Prompts, prompt_of: Tensor, *, room: int) -> None:
         self.model, self.room = model, room
@@ -93,31 +107,49 @@ class Rows:
         self.next_position = prompts.lengths[prompt_of]
         self.num_own = 0
         self.own: list[list[Tensor]] = []
-        self._arrange()
+        self.is_copied = prompts.width <= SHORT_PROMPT
+        if self.is_copied:
+            self._copy_prompts()
+        else:
+            self._arrange()
 
     def step(self, tokens: Tensor) -> Tensor:
         """Writes `tokens` [R] and returns the logits [R, V] of what follows."""
         trunk = self.model.trunk
         hidden = trunk.embed_tokens(tokens)
-        cos, sin = rotations(trunk, hidden, self.next_position)
+        turns = pair_rotations(trunk, hidden, self.next_position)
         for number, layer in enumerate(self.model.layers):
-            queries, keys, values = layer.attention.queries(layer.before(hidden), cos, sin)
-            taken = self._attend(number, queries * layer.attention.scale, keys, values, layer.attention)
+            queries, keys, values = layer.attention.queries(layer.before(hidden), turns)
+            taken = self._attend(number, queries, keys, values, layer.attention)
             hidden = hidden + layer.attention.finish(taken)
             hidden = hidden + layer.mlp(layer.between(hidden))
         self.num_own += 1
         self.next_position = self.next_position + 1
-        return self.model.head(trunk.norm(hidden))
+        return self.model.head(self.model.norm(hidden))
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows only, in this order."""
-        self.own = [[states[rows] for states in layer] for layer in self.own]
-        self.next_position, self.prompt_of = self.next_position[rows], self.prompt_of[rows]
+        # several times as fast as indexing
+        self.own = [[states.index_select(0, rows) for states in layer] for layer in self.own]
+        self.next_position = self.next_position[rows]
+        if self.is_copied:
+            self.bias = None if self.bias is None else self.bias[rows]
+            return
+        self.prompt_of = self.prompt_of[rows]
         left, self.prompt_of = self.prompt_of.unique(return_inverse=True)
         if len(left) < len(self.prompts[0].keys):
-            self.prompts = [Kept(*(None if part is None else part[left] for part in kept)) for kept in self.prompts]
+            self.prompts = [kept.some(left) for kept in self.prompts]
             self.bias = None if self.bias is None else self.bias[left]
         self._arrange()
+
+    def _copy_prompts(self) -> None:
+        """Gives each row a copy of its prompt, as the first of its own tokens."""
+        self.num_own = self.prompts[0].keys.shape[2]
+        for kept in self.prompts:
+            found = [part.index_select(0, self.prompt_of) for part in kept if part is not None]
+            self.own.append([torch.nn.functional.pad(part, (0, 0, 0, self.room)) for part in found])
+        self.bias = None if self.bias is None else self.bias[self.prompt_of]
+        self.prompts = []
 
     def _arrange(self) -> None:
         """Places the rows in a grid [P, S] by prompt, so that a prompt's keys are read once for all of its rows."""
@@ -137,34 +169,38 @@ class Rows:
 
     def _spread(self, rows: Tensor) -> Tensor:
         """[R, ...] in the grid [P, S, ...]; an empty place holds some row."""
-        spread = rows if self.is_plain else rows[self.row_at]
+        spread = rows if self.is_plain else rows.index_select(0, self.row_at)
         return spread.unflatten(0, (-1, self.num_slots))
 
     def _gathered(self, grid: Tensor) -> Tensor:
         """[P, S, ...] as [R, ...]."""
         joined = grid.flatten(0, 1)
-        return joined if self.is_plain else joined[self.place_of]
+        return joined if self.is_plain else joined.index_select(0, self.place_of)
 
     def _attend(self, number: int, q: Tensor, keys: Tensor, values: Tensor | None, attention: Any) -> Tensor:
         """What each head takes [R, H, E]; the keys and values of the new token are kept."""
         own = self._written(number, keys, values)
-        prompt = self.prompts[number]
-        num_rows, num_kv = q.shape[0], keys.shape[1]
-        q = q.unflatten(1, (num_kv, -1))  # [R, K, g, D]
-        group = q.shape[2]
-        grid = self._spread(q).transpose(1, 2).flatten(2, 3)  # [P, K, S * g, D]
-        begun = grid @ prompt.keys.transpose(2, 3)
-        if self.bias is not None:
-            begun = begun + self.bias[:, None, None]
-        begun = self._gathered(begun.unflatten(2, (self.num_slots, group)).transpose(1, 2))  # [R, K, g, L]
-        length = begun.shape[-1]
-        shares = torch.cat([begun, q @ own[0].transpose(2, 3)], dim=-1).float().softmax(dim=-1).to(q.dtype)
-        of_prompt, of_own = shares[..., :length], shares[..., length:]
-        grid = self._spread(of_prompt).transpose(1, 2).flatten(2, 3)  # [P, K, S * g, L]
-        taken = grid @ self._values(prompt.keys, prompt.values, attention)
-        taken = self._gathered(taken.unflatten(2, (self.num_slots, group)).transpose(1, 2))
-        taken = taken + of_own @ self._values(own[0], own[1] if len(own) > 1 else None, attention)
-        return taken.reshape(num_rows, num_kv * group, -1)
+        q = q.unflatten(1, (keys.shape[1], -1))  # [R, K, g, D]
+        scores = q @ own[0].transpose(2, 3)
+        own_values = self._values(own[0], own[1] if len(own) > 1 else None, attention)
+        if self.is_copied:
+            if self.bias is not None:
+                scores[..., : self.bias.shape[-1]] += self.bias
+            taken = scores.float().softmax(dim=-1).to(q.dtype) @ own_values
+        else:
+            prompt = self.prompts[number]
+            begun = self._to_prompts(q, prompt.keys.transpose(2, 3), self.bias)
+            length = begun.shape[-1]
+            shares = torch.cat([begun, scores], dim=-1).float().softmax(dim=-1).to(q.dtype)
+            taken = self._to_prompts(shares[..., :length], self._values(prompt.keys, prompt.values, attention))
+            taken = taken + shares[..., length:] @ own_values
+        return taken.flatten(1, 2)
+
+    def _to_prompts(self, rows: Tensor, states: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Rows [R, K, g, M] times what their prompts have [P, K, M, N], plus a bias [P, 1, 1, N]: [R, K, g, N]."""
+        grid = self._spread(rows).transpose(1, 2).flatten(2, 3) @ states  # [P, K, S * g, N]
+        found = grid if bias is None else grid + bias
+        return self._gathered(found.unflatten(2, (self.num_slots, -1)).transpose(1, 2))
 
     def _values(self, keys: Tensor, values: Tensor | None, attention: Any) -> Tensor:
         if values is not None:

@@ -54,19 +54,18 @@ def _layer(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout)
 
 def _attend(found: tuple[Tensor, Tensor, Tensor], scale: float, layout: Layout) -> Tensor:
     """What each token [N] takes from those before it: [N, H * E]."""
-    num_beginning = len(layout.beginnings.places)
-    queries, keys, values = (stream[:num_beginning] for stream in found)
-    q, k, v = (layout.beginnings.padded(stream).transpose(1, 2) for stream in (queries, keys, values))
-    begun = attend(q, k, v, layout.causal, scale)
-    out = layout.beginnings.flat(begun.transpose(1, 2)).flatten(1)
-    if num_beginning == len(layout.tokens):
-        return out
-    queries, own_keys, own_values = (stream[num_beginning:] for stream in found)
-    q, own_k, own_v = (layout.rests.padded(stream).transpose(1, 2) for stream in (queries, own_keys, own_values))
-    k = torch.cat([k.index_select(0, layout.beginning_of), own_k], dim=2)
-    v = torch.cat([v.index_select(0, layout.beginning_of), own_v], dim=2)
-    rest = attend(q, k, v, layout.mask, scale)
-    return torch.cat([out, layout.rests.flat(rest.transpose(1, 2)).flatten(1)])
+    sizes = [len(layout.beginnings.places), *(len(bucket.grid.places) for bucket in layout.rests)]
+    shares = zip(*(stream.split(sizes) for stream in found), strict=True)
+    q, k, v = (layout.beginnings.padded(stream).transpose(1, 2) for stream in next(shares))
+    taken = [layout.beginnings.flat(attend(q, k, v, layout.causal, scale).transpose(1, 2)).flatten(1)]
+    for bucket, part in zip(layout.rests, shares, strict=True):
+        own_q, own_k, own_v = (bucket.grid.padded(stream).transpose(1, 2) for stream in part)
+        width = bucket.mask.shape[-1] - bucket.grid.width  # of the longest beginning in the bucket
+        keys = torch.cat([k[:, :, :width].index_select(0, bucket.beginning_of), own_k], dim=2)
+        values = torch.cat([v[:, :, :width].index_select(0, bucket.beginning_of), own_v], dim=2)
+        rest = attend(own_q, keys, values, bucket.mask, scale)
+        taken.append(bucket.grid.flat(rest.transpose(1, 2)).flatten(1))
+    return torch.cat(taken)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, rms_norm
 
-from melete.forward.architectures import bias_of, layers_of, rotated, weight_of
+from melete.forward.architectures import bias_of, layers_of, paired, rotated_pairs, weight_of
 
 _FEW_ROWS = 32  # up to which all experts of a small mixture are computed for every row
 _FEW_EXPERTS = 16
+_WIDE = 4  # times the hidden size: up to which the latents of all heads go to the output at once
+Change = Callable[[Tensor], Tensor]
 
 
 class Product:
-    """One or several linear layers of the same input as one."""
+    """One or several linear layers of the same input as one.
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        weights = [weight_of(module) for module in modules]
-        biases = [bias_of(module) for module in modules]
-        self.weight = _joined([weight for weight in weights if weight is not None])
-        self.bias = _joined([bias for bias in biases if bias is not None])
+    Given `changes`, one for each layer, its weight and bias are what the change makes of them; it works on rows.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], changes: Sequence[Change] | None = None) -> None:
+        changes = changes or [_as_it_is] * len(modules)
+        weights = [(weight_of(module), change) for module, change in zip(modules, changes, strict=True)]
+        biases = [(bias_of(module), change) for module, change in zip(modules, changes, strict=True)]
+        self.weight = _joined([change(weight.detach()) for weight, change in weights if weight is not None])
+        self.bias = _joined([change(bias.detach()) for bias, change in biases if bias is not None])
 
     def __call__(self, x: Tensor) -> Tensor:
         assert self.weight is not None
         return linear(x, self.weight, self.bias)
 
 
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
 def _joined(parts: Sequence[Tensor]) -> Tensor | None:
-    parts = [part.detach() for part in parts]
     return (parts[0] if len(parts) == 1 else torch.cat(list(parts))) if parts else None
+
+
+class Norm:
+    """RMSNorm in as few calls as there are: x w / sqrt(mean(x^2) + eps); `change` is made of its weight."""
+
+    def __init__(self, module: Any, change: Change = _as_it_is) -> None:
+        self.weight, self.eps = change(module.weight.detach()), module.variance_epsilon
+        size = self.weight.numel()
+        # x sqrt(d) w / hypot(|x|, sqrt(d eps))
+        self.scaled, self.floor = self.weight * math.sqrt(size), self.weight.new_tensor(math.sqrt(size * self.eps))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype.itemsize < 4:  # whose squares want more bits
+            return rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor) * self.scaled
 
 
 def can_be_joined(trunk: Any) -> bool:
@@ -70,12 +95,32 @@ class Gated:
         return self.down(self.act(gate) * up)
 
 
+class Router:
+    """Which experts a row goes to, and their weights (DeepSeek-V3, eqs. 13-16), where the experts are one group."""
+
+    def __init__(self, gate: Any) -> None:
+        self.weight, self.bias = gate.weight.detach().float(), gate.e_score_correction_bias.detach()
+        self.num_chosen, self.factor, self.is_normed = gate.top_k, gate.routed_scaling_factor, gate.norm_topk_prob
+
+    def __call__(self, x: Tensor) -> tuple[None, Tensor, Tensor]:
+        """Nothing in place of the module's logits, then weights and numbers of the chosen experts [R, k]."""
+        scores = linear(x.float(), self.weight).sigmoid_()
+        chosen = (scores + self.bias).topk(self.num_chosen, dim=-1, sorted=False).indices
+        weights = scores.gather(1, chosen)
+        if self.is_normed:
+            return None, weights * (self.factor / (weights.sum(dim=-1, keepdim=True) + 1e-20)), chosen
+        return None, weights * self.factor, chosen
+
+
 class Mixture:
-    """A mixture of experts with shared ones: the router is the module's own."""
+    """A mixture of experts with shared ones; where experts are in groups the router is the module's own."""
 
     def __init__(self, mlp: Any) -> None:
-        self.router, self.shared, self.experts = mlp.gate, Gated(mlp.shared_experts), mlp.experts
+        self.router = Router(mlp.gate) if mlp.gate.num_group == 1 else mlp.gate
+        self.shared, self.experts = Gated(mlp.shared_experts), mlp.experts
         self.act, self.num_experts = mlp.experts.act_fn, mlp.experts.num_experts
+        if self.num_experts <= _FEW_EXPERTS:
+            self.all_down = mlp.experts.down_proj.detach().transpose(1, 2).flatten(0, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         _, weights, chosen = self.router(x)
@@ -87,8 +132,7 @@ class Mixture:
         gates = torch.zeros(len(x), self.num_experts, dtype=x.dtype, device=x.device)
         gates.scatter_(1, chosen, weights.to(x.dtype))
         gate, up = linear(x, self.experts.gate_up_proj.flatten(0, 1)).unflatten(1, (self.num_experts, -1)).chunk(2, -1)
-        inner = self.act(gate) * up * gates[:, :, None]
-        return inner.flatten(1) @ self.experts.down_proj.transpose(1, 2).flatten(0, 1)
+        return (self.act(gate) * up * gates[:, :, None]).flatten(1) @ self.all_down
 
     def _sorted(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Each expert for the rows that chose it."""
@@ -105,24 +149,44 @@ class Mixture:
 
 
 class GroupedAttention:
-    """Queries, keys and values of one token per row from one product."""
+    """Queries, keys and values of one token per row from one product.
+
+    Queries come scaled. What the rotary embedding turns together are neighbours, unlike in the module.
+    """
 
     def __init__(self, attention: Any) -> None:
-        self.module, self.size, self.scale = attention, attention.head_dim, attention.scaling
-        self.product = Product([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.size, scale = attention.head_dim, attention.scaling
+        has_norms = hasattr(attention, "q_norm")
+
+        def as_pairs(rows: Tensor) -> Tensor:
+            return paired(rows.unflatten(0, (-1, self.size)).movedim(1, -1)).movedim(-1, 1).flatten(0, 1)
+
+        def as_queries(rows: Tensor) -> Tensor:
+            return as_pairs(rows) if has_norms else as_pairs(rows) * scale
+
+        modules = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.product = Product(modules, [as_queries, as_pairs, _as_it_is])
+        self.norms = None
+        if has_norms:
+            q_norm = Norm(attention.q_norm, lambda weight: paired(weight) * scale)
+            self.norms = (q_norm, Norm(attention.k_norm, paired))
         self.out = Product([attention.o_proj])
         self.num_kv = attention.k_proj.out_features // self.size
         self.num_q = attention.q_proj.out_features // self.size
 
-    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries [R, H, D], what is kept of the token: keys [R, K, D] and values [R, K, D]."""
         found = self.product(x).view(len(x), -1, self.size)
         turned, values = found.split([self.num_q + self.num_kv, self.num_kv], dim=1)
-        if hasattr(self.module, "q_norm"):
+        if self.norms:
             q, k = turned.split([self.num_q, self.num_kv], dim=1)
-            turned = torch.cat([self.module.q_norm(q), self.module.k_norm(k)], dim=1)
-        q, k = rotated(turned, cos, sin).split([self.num_q, self.num_kv], dim=1)
+            turned = torch.cat([self.norms[0](q), self.norms[1](k)], dim=1)
+        q, k = rotated_pairs(turned, turns).split([self.num_q, self.num_kv], dim=1)
         return q, k, values
+
+    def kept(self, keys: Tensor) -> Tensor:
+        """Keys [..., D] of the module as they are kept here."""
+        return paired(keys)
 
     def finish(self, taken: Tensor) -> Tensor:
         """The layer's output [R, d] from what each head took [R, H, E]."""
@@ -133,36 +197,59 @@ class LatentAttention:
     """Multi-head latent attention with its expansions absorbed into queries and output (DeepSeek-V2, section 2.1.2).
 
     A token keeps its latent and its rotated key, which all heads share. A head's query for the latent is its plain
-    query times the expansion of keys; what it takes is a mean of latents, expanded to values afterwards.
+    query times the expansion of keys; what it takes is a mean of latents, expanded to values afterwards. Queries come
+    scaled.
     """
 
     def __init__(self, attention: Any) -> None:
-        self.module, self.scale = attention, attention.scaling
+        scale = attention.scaling
+
+        def as_queries(rows: Tensor) -> Tensor:
+            return rows * scale
+
         self.num_q, self.rank, self.plain_size = attention.num_heads, attention.kv_lora_rank, attention.qk_nope_head_dim
-        first = attention.q_proj if attention.q_lora_rank is None else attention.q_a_proj
-        self.product = Product([first, attention.kv_a_proj_with_mqa])
+        self.is_interleaved = attention.config.rope_interleave
+        has_second = attention.q_lora_rank is not None
+        first = attention.q_a_proj if has_second else attention.q_proj
+        changes = [_as_it_is if has_second else as_queries, _as_it_is]
+        self.product = Product([first, attention.kv_a_proj_with_mqa], changes)
         self.sizes = [first.out_features, self.rank, attention.qk_rope_head_dim]
-        self.second = None if attention.q_lora_rank is None else Product([attention.q_b_proj])
+        self.second = Product([attention.q_b_proj], [as_queries]) if has_second else None
+        self.q_norm = Norm(attention.q_a_layernorm) if has_second else None
+        self.norm = Norm(attention.kv_a_layernorm)
         expansion = weight_of(attention.kv_b_proj)
         assert expansion is not None
         both = expansion.detach().view(self.num_q, self.plain_size + attention.v_head_dim, self.rank)
         self.to_keys, self.to_values = both.split([self.plain_size, attention.v_head_dim], dim=1)
         self.out = Product([attention.o_proj])
+        self.all_out = self._whole_output() if self.num_q * self.rank <= _WIDE * attention.o_proj.out_features else None
 
-    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _whole_output(self) -> Tensor:
+        """From what heads took of the latents to the output in one product [d, H * C]; small models gain by it."""
+        assert self.out.weight is not None
+        by_head = self.out.weight.unflatten(1, (self.num_q, -1)).transpose(0, 1)  # [H, d, E]
+        return (by_head @ self.to_values).transpose(0, 1).flatten(1)
+
+    def queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries [R, H, C + D] and what is kept of the token: latent and rotated key [R, 1, C + D]."""
         q, content, key = self.product(x).split(self.sizes, dim=-1)
-        if self.second is not None:
-            q = self.second(self.module.q_a_layernorm(q))
+        if self.second is not None and self.q_norm is not None:
+            q = self.second(self.q_norm(q))
         plain, turned = q.view(len(x), self.num_q, -1).split([self.plain_size, self.sizes[2]], dim=-1)
-        interleaved = self.module.config.rope_interleave
-        both = rotated(torch.cat([turned, key[:, None]], dim=1), cos, sin, interleaved=interleaved)
+        both = torch.cat([turned, key[:, None]], dim=1)
+        both = rotated_pairs(both if self.is_interleaved else paired(both), turns)
         absorbed = (plain.transpose(0, 1) @ self.to_keys).transpose(0, 1)
-        kept = torch.cat([self.module.kv_a_layernorm(content)[:, None], both[:, -1:]], dim=-1)
+        kept = torch.cat([self.norm(content)[:, None], both[:, -1:]], dim=-1)
         return torch.cat([absorbed, both[:, :-1]], dim=-1), kept, None
+
+    def kept(self, keys: Tensor) -> Tensor:
+        """Latents and rotated keys [..., C + D] of the module as they are kept here."""
+        return torch.cat([keys[..., : self.rank], paired(keys[..., self.rank :])], dim=-1)
 
     def finish(self, taken: Tensor) -> Tensor:
         """The layer's output [R, d] from what each head took of the latents [R, H, C]."""
+        if self.all_out is not None:
+            return linear(taken.flatten(1), self.all_out, self.out.bias)
         values = taken.transpose(0, 1) @ self.to_values.transpose(1, 2)
         return self.out(values.transpose(0, 1).flatten(1))
 
@@ -171,7 +258,7 @@ class LeanLayer:
     """A decoder layer for one token per row."""
 
     def __init__(self, layer: Any) -> None:
-        self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
+        self.before, self.between = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
         is_latent = hasattr(layer.self_attn, "kv_b_proj")
         self.attention = LatentAttention(layer.self_attn) if is_latent else GroupedAttention(layer.self_attn)
         self.mlp = Mixture(layer.mlp) if hasattr(layer.mlp, "experts") else Gated(layer.mlp)

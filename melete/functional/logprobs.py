@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from ._types import BT, BTV, NV, N, Targets, TokenIds
 
 LOG_RATIO_LIMIT = 20.0
+ENTROPY_NUMBERS = 1 << 18  # that are looked at together
 
 
 def logprobs(logits: BTV, tokens: TokenIds, *, temperature: float = 1.0) -> BT:
@@ -48,6 +51,39 @@ def entropy_at(logits: NV, *, temperature: float = 1.0) -> N:
     log_p = torch.log_softmax(_tempered(logits, temperature), dim=-1)
     p = log_p.exp()
     return -(p * torch.where(p > 0, log_p, 0.0)).sum(dim=-1)
+
+
+def logprobs_and_entropy_at(logits: NV, targets: Targets, *, temperature: float = 1.0) -> tuple[N, N]:
+    """What `logprobs_at` and `entropy_at` say, from one softmax; only the log-probs carry a gradient.
+
+    Of a large vocabulary it holds at most two tensors of the logits' size at once, in the backward pass too.
+
+    >>> logprobs_and_entropy_at(torch.zeros(1, 4), torch.tensor([2]))     # log 1/4 and log 4
+    (tensor([-1.3863]), tensor([1.3863]))
+    """
+    return cast(tuple[Tensor, Tensor], _Picked.apply(_tempered(logits, temperature), targets))  # pyright: ignore[reportUnknownMemberType]
+
+
+class _Picked(torch.autograd.Function):
+    """Log-probs [N] of targets [N] and entropies [N] under logits [N, V]."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = torch.log_softmax(logits, dim=-1)
+        # a few rows at a time, so that what is made on the way stays in the cache
+        parts: tuple[Tensor, ...] = torch.split(log_p, max(1, ENTROPY_NUMBERS // log_p.shape[-1]))
+        entropies = [-(p.exp() * torch.where(p > -torch.inf, p, 0.0)).sum(dim=-1) for p in parts]
+        entropy = torch.cat(entropies) if entropies else log_p.new_zeros(0)
+        ctx.save_for_backward(log_p, targets)
+        ctx.mark_non_differentiable(entropy)
+        return log_p.gather(1, targets[:, None])[:, 0], entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        log_p, targets = ctx.saved_tensors
+        grad = grads[0][:, None]
+        # d log p[target] / d logits = onehot(target) - p
+        return log_p.exp().mul_(-grad).scatter_add_(1, targets[:, None], grad), None
 
 
 def log_ratio(logprobs: BT, other_logprobs: BT) -> BT:

@@ -39,10 +39,10 @@ def lr_at(step: int, settings: OptimizerSettings) -> float:
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """Weight decay acts on matrices only, not on norms and biases."""
+    """AdamW, one pass over each weight; weight decay acts on matrices only, not on norms and biases."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)

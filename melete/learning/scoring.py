@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from melete.batch import Batch, TokenRows, TrainBatch
 from melete.forward.architectures import knows
 from melete.forward.trunk import states_at
-from melete.functional.logprobs import entropy_at, logprobs_at
+from melete.functional.logprobs import entropy_at, logprobs_and_entropy_at, logprobs_at
 from melete.learning.packing import packed, states_of
 from melete.parts import beginnings, row_parts
 
@@ -55,9 +55,12 @@ def score(
         logits = cast(nn.Module, plain_head(model))(hidden)
         worth = torch.nn.functional.linear(hidden, value_weight).squeeze(-1).float()
         values = worth.new_zeros(tokens.shape).masked_scatter(where, worth)
-    per_token = logprobs_at(logits, tokens[:, 1:][predicted], temperature=temperature)
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+    targets = tokens[:, 1:][predicted]
+    if entropy_grad:
+        per_token = logprobs_at(logits, targets, temperature=temperature)
         entropy = entropy_at(logits, temperature=temperature)
+    else:
+        per_token, entropy = logprobs_and_entropy_at(logits, targets, temperature=temperature)
     zeros = per_token.new_zeros(tokens.shape)
     return Scores(zeros.masked_scatter(where, per_token), zeros.masked_scatter(where, entropy), values)
 

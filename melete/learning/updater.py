@@ -91,6 +91,8 @@ class Updater:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
+            # the fused step leaves the versions as they were, by which a sampler sees that weights have changed
+            torch.autograd.graph.increment_version(list(self.moved.parameters()))
             self._round()
             self.optimizer.zero_grad(set_to_none=True)
             metrics |= self.after_step() if self.after_step else {}

@@ -10,8 +10,10 @@ import copy
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import cast
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from melete.corpus.mix import PHASES, Document, documents
+from melete.errors import RunError
 from melete.models.moe import RouterBalancer
 from melete.text.chat import pad_token
 
@@ -106,7 +109,7 @@ def pretrain(
     With `num_workers > 1` every worker calls this inside one `torch.distributed` group, from equal weights.
     """
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+        model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
     )
     balancer = RouterBalancer(model, settings.router_bias_rate)
     model.train()
@@ -175,10 +178,23 @@ def pretrain_with_workers(
         try:
             _join(0, meeting_point, settings)
             pretrain(model, tokenizer, settings, on_step)
-            distributed.destroy_process_group()
+        except RuntimeError as error:  # of the connection to a worker that is no longer there
+            if not (ended := _ended(workers)):
+                raise
+            remedy = "see whether memory ran out; fewer num_workers need less. The same command makes the stage again"
+            what = f"{ended} of {settings.num_workers} processes of the pre-training ended"
+            raise RunError(what, place=f"num_workers = {settings.num_workers}", remedy=remedy) from error
         finally:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
             for worker in workers:
                 worker.terminate()
+
+
+def _ended(workers: Sequence[BaseProcess]) -> int:
+    """How many of them have ended, a moment after one was missed."""
+    connection.wait([worker.sentinel for worker in workers], timeout=1.0)
+    return sum(not worker.is_alive() for worker in workers)
 
 
 def _worker(

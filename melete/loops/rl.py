@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from melete.algorithms import Algorithm
 from melete.batch import Annotations, Batch, TrainBatch
 from melete.credit import credit
+from melete.errors import TrainingError
 from melete.functional.value import adapted_kl_coef
 from melete.learning.protocol import Critic, Learner
 from melete.loops.rl_metrics import step_metrics
@@ -28,6 +29,7 @@ from melete.types import Problem, RolloutGroup
 
 # what the learner, a critic, a teacher or a grader of steps says of a batch: a stream [B, T]
 Annotator = Callable[[Batch, Sequence[RolloutGroup]], Tensor]
+OnRefused = Callable[[int, Sequence[RolloutGroup], TrainingError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,13 @@ def train(
     rewards: Mapping[str, RewardPart],
     algorithm: Algorithm,
     on_step: Callable[[Step], None],
+    on_refused: OnRefused = lambda _step, _groups, _error: None,
     critic: Critic | None = None,
     annotators: Mapping[str, Annotator] | None = None,
 ) -> None:
     """Runs steps `start` to `stop - 1`; `on_step` hears of each after the update and may stop by raising.
+
+    `on_refused` hears of a step with a loss, gradient or reward that is not finite, before its `TrainingError` goes on.
 
     `problems(step, draw)` are those of a step; with dynamic sampling there may be several draws. `annotators` give the
     streams that learner and critic do not have, such as teacher_logprobs.
@@ -81,8 +86,12 @@ def train(
         found = collect(sampler, tokenizer, problems, step, settings.sampling, rewards, algorithm)
         clock.append(time.perf_counter())
         weights = {name: part.weight for name, part in rewards.items()}
-        update = _credited(found, pad_token(tokenizer), algorithm, known, weights, settings)
-        stats = update_policy(update, algorithm, learner, critic, settings.update, step)
+        try:
+            update = _credited(found, pad_token(tokenizer), algorithm, known, weights, settings)
+            stats = update_policy(update, algorithm, learner, critic, settings.update, step)
+        except TrainingError as error:
+            on_refused(step, found.all_groups, error)
+            raise
         algorithm = _with_adapted_kl(algorithm, stats, num_rollouts=sum(len(g.rollouts) for g in found.groups))
         if settings.reference_refresh_steps and (step + 1) % settings.reference_refresh_steps == 0:
             learner.refresh_reference()

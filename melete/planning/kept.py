@@ -14,7 +14,7 @@ from melete.models.places import cache_directory
 from melete.planning.estimate import Lengths, Speed
 from melete.runs.atomic import json_text, write_atomically
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)

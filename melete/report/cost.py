@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from melete.report.charts import number
 from melete.report.files import Row, RunFiles
-from melete.report.measures import minutes
+from melete.report.measures import minutes, percent
 from melete.report.path import LEAST_STAGES, MAKES
 from melete.report.words import KINDS
 
@@ -23,6 +24,7 @@ def content(files: RunFiles) -> dict[str, Any] | None:
         "rows": [_row(files, entry, longest) for entry in entries],
         "total": minutes(total),
         "tokens": number(sum(tokens)) if tokens else "–",
+        "speeds": "; ".join(filter(None, (_speed(files, entry["name"]) for entry in entries))),
     }
 
 
@@ -45,3 +47,12 @@ def _row(files: RunFiles, entry: Row, longest: float) -> dict[str, Any]:
         "width": round(100 * entry["seconds"] / longest, 2),
         "tokens": number(tokens) if tokens is not None else "–",
     }
+
+
+def _speed(files: RunFiles, stage: str) -> str:
+    """Completion tokens per second of the middle RL step, and the share of its time that bare products would take."""
+    steps = [row for row in files.timings if row.get("stage") == stage and "floor_share" in row]
+    if not steps:
+        return ""
+    speed, share = (median(float(row[name]) for row in steps) for name in ("tokens_per_second", "floor_share"))
+    return f"{files.label(stage)} {number(round(speed))} ({percent(share)})"

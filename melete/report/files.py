@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from melete.errors import RunError
-from melete.runs.directory import METRICS, ROLLOUTS, read_rows
+from melete.runs.directory import METRICS, ROLLOUTS, TIMINGS, read_rows
 
 Row = Mapping[str, Any]
 EVALUATIONS = ("evaluation", "quick_evaluation")
@@ -24,6 +24,7 @@ class RunFiles:
     metrics: Sequence[Row]
     rollouts: Sequence[Row]
     entries: Sequence[Row] = ()
+    timings: Sequence[Row] = ()
 
     def stages(self) -> list[str]:
         """Names of the stages that logged something as they went, in order."""
@@ -87,6 +88,7 @@ def read_run(run_dir: Path) -> RunFiles:
         summary=summary,
         metrics=list(read_rows(run_dir / METRICS)),
         rollouts=list(read_rows(run_dir / ROLLOUTS)),
+        timings=list(read_rows(run_dir / TIMINGS)),
         entries=summary["stages"] if "stages" in summary else _finished_stages(run_dir, recipe),
     )
 

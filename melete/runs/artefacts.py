@@ -143,6 +143,11 @@ def write_record(run_dir: Path, stage: str, begun: StageRecord, entry: Mapping[s
     """Says that the stage is finished; what it wrote is hashed now."""
     record = {**entry, "made_from": begun.made_from, "started": begun.started, "wrote": made_by(run_dir, entry)}
     write_atomically(run_dir / "stages" / f"{stage}.json", json_text(record, indent=2) + "\n")
+    drop_begun(run_dir, stage)
+
+
+def drop_begun(run_dir: Path, stage: str) -> None:
+    """Says that the stage is no longer under way; a process that was killed may not have come to that."""
     (run_dir / "stages" / f"{stage}.begun.json").unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -28,8 +29,18 @@ def writing(place: Path) -> Iterator[None]:
         yield
     except RunError:
         raise
-    except OSError as error:
-        raise RunError(f"cannot write: {_what(error)}", place=str(place), remedy=_remedy(error, place)) from error
+    except Exception as error:
+        if (cause := _of_the_system(error)) is None:
+            raise
+        raise RunError(f"cannot write: {_what(cause)}", place=str(place), remedy=_remedy(cause, place)) from error
+
+
+def _of_the_system(error: Exception) -> OSError | None:
+    """The error as the system gave it; libraries in Rust, such as safetensors, tell its number in their text alone."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def _what(error: OSError) -> str:

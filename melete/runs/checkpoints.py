@@ -50,13 +50,16 @@ def latest_checkpoint(directory: Path, warn: Callable[[str], None] = warnings.wa
 
     Raises `RunError` for one that another version wrote: it is not damaged, and going back would lose its work.
     """
-    for path in checkpoint_paths(directory):
+    paths = checkpoint_paths(directory)
+    for path in paths:
         try:
             return _load(path)
-        except RunError:
+        except (RunError, MemoryError):
             raise
         except Exception as error:  # whatever a damaged file provokes, the one before may be whole
-            warn(f"checkpoint {path} is damaged ({error}); the one before it is used")
+            has_other = path is not paths[-1]
+            instead = "the one before it is used" if has_other else "there is none before it: the stage begins anew"
+            warn(f"checkpoint {path} is damaged ({error}); {instead}")
     return None
 
 

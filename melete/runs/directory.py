@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from melete.errors import RunError
-from melete.runs.atomic import json_text, remove_unfinished, write_atomically, writing
+from melete.runs.atomic import TEMPORARY, json_text, remove_unfinished, write_atomically, writing
 
 METRICS, TIMINGS, ROLLOUTS = "metrics.jsonl", "timings.jsonl", "rollouts.jsonl"
 LOGS = (METRICS, TIMINGS, ROLLOUTS)
 LOCK = ".lock"
 ARTEFACTS = ("models", "data")  # one model directory or data file for each stage that makes one
 OF_A_STAGE = ("checkpoints", "evaluations")  # what a stage keeps besides, in a directory of its own name
+RUNS_WITHIN = ("compare", "seeds")  # whole runs of their own, in a directory for each stage or seed
 
 
 class Observer(Protocol):
@@ -76,13 +77,20 @@ class RunDirectory:
             _refuse_another(file, recipe)
         else:
             write_atomically(file, json_text(recipe, indent=2) + "\n")
-        for place in (".", "stages", *ARTEFACTS):
-            remove_unfinished(self.path / place)
+        self._remove_unfinished()
         with writing(self.path):
             self.checkpoints.mkdir(exist_ok=True)
             self.models.mkdir(exist_ok=True)
             for name in LOGS:
                 _end_on_whole_row(self.path / name)
+
+    def _remove_unfinished(self) -> None:
+        """Deletes what killed processes left half written; a run within this one may be at work, and does so itself."""
+        folders = [self.path, *(self.path / place for place in ("stages", *ARTEFACTS))]
+        folders += [folder for place in RUNS_WITHIN for folder in self.path.glob(f"{place}/*")]
+        folders += [leftover.parent for place in OF_A_STAGE for leftover in self.path.glob(f"{place}/**/{TEMPORARY}*")]
+        for folder in folders:
+            remove_unfinished(folder)
 
     def update_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Keeps the recipe as it is now, if any setting of it has changed."""

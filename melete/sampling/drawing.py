@@ -8,6 +8,7 @@ from torch import Tensor
 from melete.types import SamplingSettings
 
 BLOCK = 256
+SMALL = 1024  # tokens up to which the running sum over all of them costs less than finding a block first
 
 
 def draw(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
@@ -49,6 +50,12 @@ def _inverse_cumulative(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tens
     Strictly above: a token of weight 0 is never reached, not even by a uniform number of 0. First a block of tokens is
     found, then the token in it, so that of a large vocabulary only the blocks' sums are added up in double precision.
     """
+    if weights.shape[-1] <= SMALL:
+        running = weights.double().cumsum(dim=-1)
+        total = running[:, -1:]
+        # below the total, however the product is rounded: there the running sum has yet to rise, at a token with weight
+        target = (uniforms[:, None] * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(running, target, right=True)[:, 0]
     edges = sums.cumsum(dim=-1)
     target = (uniforms * edges[:, -1])[:, None]
     block = torch.searchsorted(edges, target, right=True).clamp(max=sums.shape[1] - 1)

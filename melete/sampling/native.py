@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from melete.forward.rows import Prompts, Rows, lean_model
+from melete.forward.static_rows import StaticRows, can_be_static
 from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
 from melete.sampling.protocol import OnCompletion
@@ -25,7 +26,6 @@ from melete.sampling.rows import CachedRows, WrittenRows
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
 
 SPARE_TOKENS = 64  # room in the cache after the prompt before it is doubled
-COMPACT_SHARE = 0.75  # rows that ended are removed when no more than this share is still being written
 
 
 @dataclass
@@ -149,7 +149,10 @@ class NativeSampler:
         if self.lean is not None:
             self.lean.refresh()
             shared = Prompts(self.lean, prompts)
-            return Rows(self.lean, shared, prompt_of, room=room), shared.logits[prompt_of]
+            logits, limit = shared.logits[prompt_of], settings.max_new_tokens
+            if prompt_of.device.type == "cuda" and can_be_static(self.lean, shared, len(prompt_of), limit):
+                return StaticRows(self.lean, shared, prompt_of, limit=limit), logits
+            return Rows(self.lean, shared, prompt_of, room=room), logits
         cached = CachedRows(self.model, prompts, prompt_of, room=room, limit=settings.max_new_tokens)
         return cached, cached.logits
 
@@ -180,7 +183,7 @@ class NativeSampler:
                 for row in alive[is_open].tolist():
                     written(row, self._completion(wave, row))
                 break
-            if num_open <= COMPACT_SHARE * len(alive):
+            if num_open <= rows.compact_share * len(alive):
                 kept = is_open.nonzero()[:, 0]
                 alive, tokens = alive[kept], tokens[kept]
                 rows.keep(kept)

@@ -15,7 +15,12 @@ from melete.sampling.kv_cache import make_cache, select_rows
 
 
 class WrittenRows(Protocol):
-    """Rows under way: `step` writes one token of each, `keep` goes on with some of them."""
+    """Rows under way: `step` writes one token of each, `keep` goes on with some of them.
+
+    That is worth its while when no more than `compact_share` of the rows are still being written.
+    """
+
+    compact_share: float
 
     def step(self, tokens: Tensor) -> Tensor:
         """Writes `tokens` [R]; returns the logits [R, V] of what follows."""
@@ -31,6 +36,8 @@ class CachedRows:
 
     Each distinct prompt is run through the model once and its cache forked to its rows.
     """
+
+    compact_share = 0.75
 
     def __init__(
         self, model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], prompt_of: Tensor, *, room: int, limit: int

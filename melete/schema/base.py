@@ -116,6 +116,22 @@ class Stage(Settings):
         return []
 
 
+class SamplerStage(Stage):
+    """What every stage has whose sampler may be chosen."""
+
+    sampler: Literal["native", "vllm"] = "native"
+    """What writes the completions: Melete itself, or vLLM (extra `vllm`), which is faster with real models on a GPU."""
+    sampler_memory_share: Annotated[Share, Field(gt=0)] = 0.3
+    """With vLLM: the share of the GPU's memory that it may take, weights included; on a CPU, of what is free."""
+
+    @model_validator(mode="after")
+    def _refuse_a_share_for_nobody(self) -> SamplerStage:
+        default = type(self).model_fields["sampler_memory_share"].default
+        if self.sampler == "native" and self.sampler_memory_share != default:
+            raise ValueError('sampler_memory_share: belongs to sampler = "vllm"')
+        return self
+
+
 class AdapterSettings(Settings):
     """A low-rank adapter (LoRA) that is trained in place of the model's own weights; needs the extra `lora`."""
 

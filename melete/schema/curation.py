@@ -7,7 +7,18 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from melete.schema.base import Artefact, Count, CountOrNone, Positive, Problem, Settings, Share, Stage, TaskSettings
+from melete.schema.base import (
+    Artefact,
+    Count,
+    CountOrNone,
+    Positive,
+    Problem,
+    SamplerStage,
+    Settings,
+    Share,
+    Stage,
+    TaskSettings,
+)
 from melete.schema.rewards import JudgePart
 
 
@@ -28,7 +39,7 @@ class ReadableSettings(Settings):
     """Refuse code blocks in a thought."""
 
 
-class RejectStage(Stage):
+class RejectStage(SamplerStage):
     """Rejection sampling: samples of each problem, of which the right and readable ones become demonstrations."""
 
     makes: ClassVar[Artefact] = "data"

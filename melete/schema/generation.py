@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from melete.schema.base import Artefact, Count, CountOrNone, NotNegative, Problem, Share, Stage, TaskSettings
+from melete.schema.base import Artefact, Count, CountOrNone, NotNegative, Problem, SamplerStage, Share, TaskSettings
 
 PROBLEMS_OF_A_TASK = 100
 
 
-class GenerateStage(Stage):
+class GenerateStage(SamplerStage):
     """Samples completions of prompts, your own or a task's, and keeps all of them."""
 
     makes: ClassVar[Artefact] = "data"

@@ -14,6 +14,7 @@ from melete.schema.base import (
     EvaluationSettings,
     Positive,
     Problem,
+    SamplerStage,
     Seed,
     Setting,
     Settings,
@@ -51,7 +52,7 @@ class LateTask(Settings):
     """Their share of the problems from then on."""
 
 
-class RLStage(TrainingStage):
+class RLStage(SamplerStage, TrainingStage):
     """Reinforcement learning with verifiable rewards: sample, grade, give credit, update."""
 
     kind: Literal["rl"]

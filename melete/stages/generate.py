@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import os
 import shutil
@@ -19,10 +21,10 @@ from melete.loops.rl_rollouts import SampleSettings, sample_rollouts
 from melete.rewards.rules import ReadBy, accuracy
 from melete.runs.atomic import write_atomically, writing
 from melete.runs.directory import read_rows
-from melete.sampling.native import NativeSampler
 from melete.schema.generation import PROBLEMS_OF_A_TASK, GenerateStage
 from melete.stages.context import Interrupted, StageContext
 from melete.stages.reject import different_problems
+from melete.stages.samplers import open_sampler
 from melete.tasks import make_task
 from melete.tasks.base import Task, reading_for
 from melete.tasks.curation import normal_text, question_of
@@ -36,29 +38,33 @@ _MAX_MISSES = 200  # draws in a row that give a known question: there are hardly
 def run_generate(stage: GenerateStage, context: StageContext) -> dict[str, Any]:
     """Writes `data/<stage>.jsonl`; returns the stage's entry of `summary.json`.
 
-    What is written is kept after every batch, and a stage that goes on after a cut samples the rest only: a completion
-    depends on its prompt, its number and the seed, not on its batch.
+    What is written is kept after every batch, and a stage that goes on after a cut samples the rest only, in the
+    batches that it would have had: the last bits of a log-prob may depend on what it was computed with.
     """
     started = time.perf_counter()
     task = make_task(stage.task.name, stage.task.own_settings()) if stage.task else None
     problems = _problems(stage, context, task)
     kept = context.run.checkpoints / stage.name / "written.jsonl"
-    num_done = _whole_prompts(kept, stage.samples_per_prompt)
     at_once = max(1, stage.max_rows // stage.samples_per_prompt)
-    batches = [problems[begin : begin + at_once] for begin in range(num_done, len(problems), at_once)]
+    batches = [problems[begin : begin + at_once] for begin in range(0, len(problems), at_once)]
+    sizes = [len(batch) * stage.samples_per_prompt for batch in batches]
+    num_done = _whole_batches(kept, sizes)
+    num_rows = sum(sizes[:num_done])
+    batches = batches[num_done:]
     context.view.stage_started(stage.name, len(batches))
     if batches:
         tokenizer, model = context.load(stage.model)
-        sampler = NativeSampler(model, tokenizer, max_rows=stage.max_rows)
         grader = _Grader(task, tokenizer)
-        for number, batch in enumerate(batches):
-            if context.should_stop():
-                raise Interrupted
-            rollouts = sample_rollouts(sampler, tokenizer, batch, _settings(stage, context.seed), 0)
-            rows = [grader.row(rollout) for siblings in rollouts for rollout in siblings]
-            _append(kept, rows)
-            done = {"num_rows": float((num_done + number * at_once + len(batch)) * stage.samples_per_prompt)}
-            context.view.step(stage.name, number, done, f"{question_of(batch[0])}\n{rows[0]['completion']}")
+        with open_sampler(stage, model, tokenizer, max_rows=stage.max_rows) as sampler:
+            for number, batch in enumerate(batches):
+                if context.should_stop():
+                    raise Interrupted
+                rollouts = sample_rollouts(sampler, tokenizer, batch, _settings(stage, context.seed), 0)
+                rows = [grader.row(rollout) for siblings in rollouts for rollout in siblings]
+                _append(kept, rows)
+                num_rows += len(rows)
+                shown = f"{question_of(batch[0])}\n{rows[0]['completion']}"
+                context.view.step(stage.name, number, {"num_rows": float(num_rows)}, shown)
     rows = list(read_rows(kept))
     path = context.run.path / "data" / f"{stage.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,13 +143,13 @@ class _Grader:
         return row
 
 
-def _whole_prompts(path: Path, samples_per_prompt: int) -> int:
-    """How many prompts have all their completions in the file, which is cut off behind them."""
+def _whole_batches(path: Path, sizes: Sequence[int]) -> int:
+    """How many batches of so many rows are whole in the file, which is cut off behind them."""
     if not path.exists():
         return 0
-    lines = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
-    whole = len(lines) // samples_per_prompt
-    write_atomically(path, b"".join(line + b"\n" for line in lines[: whole * samples_per_prompt]).decode())
+    lines = path.read_bytes().split(b"\n")[:-1]
+    whole = bisect.bisect_right(list(itertools.accumulate(sizes)), len(lines))
+    write_atomically(path, b"".join(line + b"\n" for line in lines[: sum(sizes[:whole])]))
     return whole
 
 

@@ -53,7 +53,7 @@ def run_sft(stage: SFTStage, context: StageContext) -> dict[str, Any]:
         evaluation=stage.evaluation,
     )
     start = training.resume()
-
+    sampler.load_weights(learner.weights(), version=start)
     for begin, end in training.segments(start):
         sft.train(
             start=begin,
@@ -121,8 +121,8 @@ def run_distill(stage: DistillStage, context: StageContext) -> dict[str, Any]:
         evaluation=stage.evaluation,
     )
     start = training.resume()
+    student_sampler.load_weights(learner.weights(), version=start)
     for begin, end in training.segments(start):
-        student_sampler.load_weights(learner.weights(), version=begin)
         distill.train(
             start=begin,
             stop=end,

@@ -23,7 +23,7 @@ from melete.rewards.judge import Contest, JudgedPairs, preference_pairs
 from melete.rewards.rules import accuracy
 from melete.sampling.native import NativeSampler
 from melete.schema import JudgePart, PairsStage, PreferenceStage
-from melete.stages.context import StageContext
+from melete.stages.context import Interrupted, StageContext
 from melete.stages.rewards import judge_model, judge_reward, score_reward
 from melete.stages.rl import held_out_of, optimizer_settings, train_problems
 from melete.stages.training import Training
@@ -52,6 +52,8 @@ def run_pairs(stage: PairsStage, context: StageContext) -> dict[str, Any]:
     context.view.stage_started(stage.name, num_steps)
     pairs: list[PreferencePair] = []
     for step in range(num_steps):
+        if context.should_stop():
+            raise Interrupted
         count = min(PROMPTS_AT_ONCE, stage.num_prompts - step * PROMPTS_AT_ONCE)
         problems = train_problems(task, context.seed, step, 0, PROMPTS_AT_ONCE)[:count]
         rollouts = sample_rollouts(sampler, tokenizer, problems, settings, step)
@@ -59,14 +61,14 @@ def run_pairs(stage: PairsStage, context: StageContext) -> dict[str, Any]:
             judged = judged_pairs(rollouts, judge, stage.judge, stage.judge_threshold, tokenizer)
             pairs += judged.pairs
             failures += [reason for reason in judged.reasons if reason]
-            context.view.step(stage.name, step + 1, {"num_pairs": float(len(pairs))}, None)
+            context.view.step(stage.name, step, {"num_pairs": float(len(pairs))}, None)
             continue
         groups = grade_groups(rollouts, rewards)
         for group in groups:
             pairs += sampled_pairs(
                 group, stage.pairs_per_prompt, stage.label_noise, f"{context.seed}/{stage.name}/{step}"
             )
-        context.view.step(stage.name, step + 1, {"num_pairs": float(len(pairs))}, None)
+        context.view.step(stage.name, step, {"num_pairs": float(len(pairs))}, None)
     write_rows(context.run.path / "data" / f"{stage.name}.jsonl", pairs)
     return {
         "name": stage.name,
@@ -141,10 +143,9 @@ def run_preference(stage: PreferenceStage, context: StageContext) -> dict[str, A
         evaluation=stage.evaluation,
     )
     start = training.resume()
-
+    sampler.load_weights(learner.weights(), version=start)
     on_step = training.pushing(sampler, learner)
     for begin, end in training.segments(start):
-        sampler.load_weights(learner.weights(), version=begin)
         if data is not None:
             preference.train_offline(
                 start=begin,

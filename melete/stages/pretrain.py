@@ -50,7 +50,7 @@ def run_pretrain(stage: PretrainStage, context: StageContext) -> dict[str, Any]:
         speed = metrics.pop("tokens_per_second")
         context.run.log_metrics({"stage": stage.name, "step": step, **metrics})
         context.run.log_timings({"stage": stage.name, "step": step, "tokens_per_second": speed})
-        context.view.step(stage.name, step + 1, metrics, None)
+        context.view.step(stage.name, step - 1, metrics, None)
         if context.should_stop():
             raise Interrupted
 

@@ -29,11 +29,11 @@ from melete.loops.reject import (
 from melete.loops.rl_rollouts import SampleSettings
 from melete.rewards import RewardContext, make_reward
 from melete.rewards.grade import RewardPart
-from melete.sampling.native import NativeSampler
 from melete.schema.curation import ReadableSettings, RejectStage
 from melete.stages.context import Interrupted, StageContext
 from melete.stages.rewards import judge_reward
 from melete.stages.rl import PROBLEMS_PER_DRAW, PROBLEMS_PER_SEED
+from melete.stages.samplers import open_sampler
 from melete.tasks import make_task
 from melete.tasks.base import Task, plain_for, reading_for, waits
 from melete.tasks.curation import normal_text, question_of
@@ -81,20 +81,21 @@ def run_reject(stage: RejectStage, context: StageContext) -> dict[str, Any]:
         if context.should_stop():
             raise Interrupted
 
-    samples = rejection_sampling(
-        batches=batches,
-        settings=SampleSettings(
-            stage.samples_per_prompt,
-            SamplingSettings(stage.max_new_tokens, stage.temperature, stage.top_p),
-            (context.seed, stage.name),
-        ),
-        sampler=NativeSampler(model, tokenizer),
-        tokenizer=tokenizer,
-        graders=graders_of(stage, context, task, tokenizer),
-        rules=rules_of(stage, task, tokenizer, f"{context.seed}/{stage.name}"),
-        max_rows=stage.max_rows,
-        on_batch=on_batch,
-    )
+    with open_sampler(stage, model, tokenizer) as sampler:
+        samples = rejection_sampling(
+            batches=batches,
+            settings=SampleSettings(
+                stage.samples_per_prompt,
+                SamplingSettings(stage.max_new_tokens, stage.temperature, stage.top_p),
+                (context.seed, stage.name),
+            ),
+            sampler=sampler,
+            tokenizer=tokenizer,
+            graders=graders_of(stage, context, task, tokenizer),
+            rules=rules_of(stage, task, tokenizer, f"{context.seed}/{stage.name}"),
+            max_rows=stage.max_rows,
+            on_batch=on_batch,
+        )
     kept = [sample for sample in samples if not sample.reason]
     if not kept:
         raise _nothing_kept(stage, samples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from melete.algorithms import Algorithm, resolve
 from melete.batch import Batch
+from melete.errors import TrainingError
 from melete.evaluation.held_out import HeldOut
 from melete.learning.critic import LocalCritic, SharedTrunk
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
 from melete.learning.scoring import score_batch
+from melete.learning.throughput import Arithmetic, throughput
 from melete.loops import rl
 from melete.loops.rl_rollouts import SampleSettings
 from melete.loops.rl_update import UpdateSettings
@@ -25,11 +26,13 @@ from melete.models.load import load_model
 from melete.models.moe import RouterBalancer
 from melete.rewards import RewardContext
 from melete.rewards.grade import RewardPart
-from melete.sampling.native import NativeSampler
+from melete.runs.directory import ROLLOUTS
+from melete.sampling.protocol import Sampler
 from melete.schema import RLStage, TrainingStage
 from melete.stages.context import StageContext
 from melete.stages.rewards import stage_rewards, step_annotators
-from melete.stages.rollout_rows import rollout_rows
+from melete.stages.rollout_rows import refused_rows, rollout_rows
+from melete.stages.samplers import StageSampler, open_sampler
 from melete.stages.support import checked_support
 from melete.stages.training import Stateful, Training
 from melete.tasks import make_task
@@ -94,7 +97,18 @@ def _first_problems(stage: RLStage, task: Task, seed: int) -> list[Problem]:
 def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
     """Trains with rewards; returns the stage's entry of `summary.json`."""
     tokenizer, model = context.policy(stage)
-    work = _Workshop.of(stage, context, tokenizer, model)
+    with open_sampler(stage, model, tokenizer, lags_behind=stage.max_staleness > 0) as sampler:
+        return _run(stage, context, tokenizer, model, sampler)
+
+
+def _run(
+    stage: RLStage,
+    context: StageContext,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    sampler: StageSampler,
+) -> dict[str, Any]:
+    work = _Workshop.of(stage, context, tokenizer, model, sampler)
     training = Training(
         stage,
         context,
@@ -104,6 +118,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
         evaluation=stage.evaluation,
     )
     start = training.resume()
+    arithmetic = Arithmetic.of(model)
     num_tokens = int(training.extra.get("num_completion_tokens", 0))
     if stage.max_staleness == 0 or start == 0:
         work.sampler.load_weights(work.learner.weights(), version=start)
@@ -123,14 +138,21 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
         nonlocal num_tokens
         num_tokens += int(step.metrics["num_completion_tokens"])
         shown = step.groups[0].rollouts[0]
+        seconds = step.timings["sample_seconds"] + step.timings["update_seconds"]
         training.step_done(
             step.number,
             step.metrics,
-            step.timings,
+            dict(step.timings) | throughput(model, arithmetic, step.groups, stage.num_epochs, seconds),
             rollouts=rollout_rows(stage.name, step, work.rewards, tokenizer),
             shown=f"{shown.problem.messages[-1].content}\n{shown.text}",
             extra={"kl_coef": step.kl_coef, "num_completion_tokens": num_tokens},
         )
+
+    def on_refused(number: int, groups: Sequence[RolloutGroup], error: TrainingError) -> None:
+        rows = refused_rows(stage.name, number, groups, work.rewards)
+        context.run.log_rollouts(rows)
+        place = f"step {number}, {error.place}; its {len(rows)} rollouts are the last of {context.run.path / ROLLOUTS}"
+        raise TrainingError(error.what, place=place, remedy=error.remedy) from error
 
     for begin, end in training.segments(start):
         rl.train(
@@ -144,6 +166,7 @@ def run_rl(stage: RLStage, context: StageContext) -> dict[str, Any]:
             rewards=work.rewards,
             algorithm=_with_kl_coef(stage_algorithm(stage), training.extra.get("kl_coef")),
             on_step=on_step,
+            on_refused=on_refused,
             critic=work.critic,
             annotators=work.annotators,
         )
@@ -166,7 +189,7 @@ class _Workshop:
     """Everything that the loop is handed."""
 
     task: Task
-    sampler: NativeSampler
+    sampler: StageSampler
     learner: LocalLearner
     critic: LocalCritic | None
     held_out: HeldOut
@@ -177,10 +200,13 @@ class _Workshop:
 
     @classmethod
     def of(
-        cls, stage: RLStage, context: StageContext, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+        cls,
+        stage: RLStage,
+        context: StageContext,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        sampler: StageSampler,
     ) -> _Workshop:
-        # a sampler that may lag behind needs weights of its own
-        sampler = NativeSampler(copy.deepcopy(model) if stage.max_staleness else model, tokenizer)
         critic = _critic(stage, context, model)
         learner = LocalLearner(
             model,
@@ -246,7 +272,7 @@ class _Workshop:
 
 
 def held_out_of(
-    stage: Any, context: StageContext, task: Task, sampler: NativeSampler, tokenizer: PreTrainedTokenizerBase
+    stage: Any, context: StageContext, task: Task, sampler: Sampler, tokenizer: PreTrainedTokenizerBase
 ) -> HeldOut:
     """The held-out problems of a stage that has `evaluation` and `max_new_tokens`."""
     return HeldOut(

@@ -110,7 +110,7 @@ class Training:
         run.log_timings({"stage": name, "step": number, **timings})
         run.log_rollouts(rollouts)
         self.extra = dict(extra or {})
-        self.context.view.step(name, number, metrics, shown)
+        self.context.view.step(name, number, {**metrics, **timings}, shown)
         every = self.evaluation.quick_every_steps if self.evaluation else 0
         if self.held_out and self.evaluation and every and done % every == 0 and done < self.num_steps:
             quick = self.held_out.quick(self.evaluation.quick_num_problems)

@@ -70,7 +70,7 @@ def run_labels(stage: LabelsStage, context: StageContext) -> dict[str, Any]:
                 safe = is_safe(problem, without_thought(text, thought_opened=opened))
                 row = LabelledCompletion(f"{problem.problem_id}/{rollout.sibling}", problem.messages, text, safe)
                 rows.setdefault((problem.messages[-1].content, text), row)
-        context.view.step(stage.name, step + 1, {"num_rows": float(len(rows))}, None)
+        context.view.step(stage.name, step, {"num_rows": float(len(rows))}, None)
         if context.should_stop():
             raise Interrupted
     found = Counter(row.label for row in rows.values())

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from melete.forward.rows import LeanModel, Prompts, Rows, lean_model
+from melete.forward.static_rows import StaticRows, can_be_static
 from melete.forward.weights import Mixture
 from melete.models.adapters import LoRA, add_adapter, without_adapter
 
@@ -27,9 +28,19 @@ def plain(model: PreTrainedModel, text: list[int]) -> Tensor:
     return model(input_ids=torch.tensor([text])).logits[0, -1]
 
 
+def rows_of(form: str, lean: LeanModel, prompts: Prompts, prompt_of: Tensor) -> Rows | StaticRows:
+    """Rows that read one prompt together, have a copy each, or do the same work each time, as on a GPU."""
+    if form == "static":
+        return StaticRows(lean, prompts, prompt_of, limit=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("melete.forward.rows.SHORT_PROMPT", 32 if form == "copied" else 0)
+        return Rows(lean, prompts, prompt_of, room=2)
+
+
+@pytest.mark.parametrize("form", ["shared", "copied", "static"])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_logits_are_those_of_the_plain_pass_while_rows_leave(kind: str) -> None:
+def test_logits_are_those_of_the_plain_pass_while_rows_leave(kind: str, form: str) -> None:
     """I33."""
     model = KINDS[kind]()
     lean = lean_of(model)
@@ -37,7 +48,7 @@ def test_logits_are_those_of_the_plain_pass_while_rows_leave(kind: str) -> None:
     for logits, prompt in zip(prompts.logits, PROMPTS, strict=True):
         torch.testing.assert_close(logits, plain(model, list(prompt)), rtol=1e-4, atol=1e-4)
     prompt_of = torch.tensor([1, 0, 0, 1, 2, 0, 2, 2])  # in no order
-    rows = Rows(lean, prompts, prompt_of, room=2)
+    rows = rows_of(form, lean, prompts, prompt_of)
     texts = [list(PROMPTS[number]) for number in prompt_of.tolist()]
     leaving = {2: [0, 2, 3, 5, 6, 7], 4: [5, 1, 3]}  # what stays; the second time no row of the last prompt but one
     torch.manual_seed(0)
@@ -99,12 +110,19 @@ def test_few_rows_and_many_go_through_the_same_experts() -> None:
 
 
 @torch.no_grad()
-def test_a_prompt_is_read_once_for_all_of_its_rows() -> None:
+def test_a_long_prompt_is_read_once_for_all_of_its_rows() -> None:
     """Counts what is multiplied: the keys of a prompt have one row for each prompt, not one for each sibling."""
     lean = lean_of(llama())
-    rows = Rows(lean, Prompts(lean, PROMPTS[:2]), torch.tensor([0] * 8 + [1] * 8), room=4)
+    rows = Rows(lean, Prompts(lean, [PROMPTS[0] * 9, PROMPTS[1] * 9]), torch.tensor([0] * 8 + [1] * 8), room=4)
     rows.step(torch.full((16,), 7))
     assert [kept.keys.shape[0] for kept in rows.prompts] == [2, 2]
     assert [own[0].shape[:3] for own in rows.own] == [(16, 2, 4)] * 2
     rows.keep(torch.tensor([1, 2]))
     assert [kept.keys.shape[0] for kept in rows.prompts] == [1, 1]
+
+
+def test_a_mixture_is_not_captured() -> None:
+    """How many rows each expert gets is asked of the device."""
+    lean = lean_of(KINDS["deepseek"]())
+    with torch.no_grad():
+        assert not can_be_static(lean, Prompts(lean, PROMPTS), 4, 8)

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import tensor
 
-from melete.functional.logprobs import LOG_RATIO_LIMIT, entropy_at, log_ratio, logprobs, logprobs_at
+from melete.functional.logprobs import (
+    LOG_RATIO_LIMIT,
+    entropy_at,
+    log_ratio,
+    logprobs,
+    logprobs_and_entropy_at,
+    logprobs_at,
+)
 
 
 def logprobs_by_loop(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -90,3 +97,26 @@ def test_the_log_ratio_is_bounded_in_value_but_its_gradient_is_not_cut() -> None
     torch.testing.assert_close(ratio, tensor([[LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT, 0.5]]))
     ratio.sum().backward()
     torch.testing.assert_close(current.grad, torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("numbers", [1, 20, 10**6])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_one_softmax_gives_the_log_probs_the_entropy_and_the_gradient_of_two(
+    temperature: float, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is looked at together; a token that cannot be drawn (logit -inf) adds nothing."""
+    monkeypatch.setattr("melete.functional.logprobs.ENTROPY_NUMBERS", numbers)
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7, dtype=torch.float64)
+    logits[2, 3] = -torch.inf
+    targets, weights = tensor([0, 6, 2, 2, 5]), torch.randn(5, dtype=torch.float64)
+    together, apart = (logits.clone().requires_grad_() for _ in range(2))
+    picked, entropy = logprobs_and_entropy_at(together, targets, temperature=temperature)
+    expected = logprobs_at(apart, targets, temperature=temperature)
+    torch.testing.assert_close(picked, expected)
+    torch.testing.assert_close(entropy, entropy_at(logits, temperature=temperature))
+    (picked * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(together.grad, apart.grad)
+    assert not entropy.requires_grad
+    assert [len(found) for found in logprobs_and_entropy_at(logits[:0], targets[:0])] == [0, 0]

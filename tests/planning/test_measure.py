@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_a_measurement_leaves_random_numbers_threads_and_files_as_they_were(mode
 def test_a_speed_that_is_known_is_not_measured_again(model: Path):
     known = measure(model, {}).speed
     assert measure(model, {SUMS: 8}, speed=known).speed == known
+
+
+def test_the_optimizer_is_no_part_of_what_a_token_costs(model: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its step costs the same for the few tokens of a measurement as for the thousands of a run."""
+
+    def busy(*_args: object, **_named: object) -> None:
+        end = time.process_time() + 0.5
+        while time.process_time() < end:
+            pass
+
+    plain = measure(model, {}).speed.learn
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "adam", busy)
+    assert measure(model, {}).speed.learn < 3 * plain + 0.1 / 2048  # with the half second it were 0.5 / 2048 and more
 
 
 def test_a_task_that_cannot_be_made_leaves_the_others(model: Path, tmp_path: Path):

@@ -75,7 +75,7 @@ def test_when_ended_rows_are_removed_changes_nothing(monkeypatch: pytest.MonkeyP
     model, asked = deepseek(), requests()
     results = []
     for share in (0.0, 0.5, 1.0):  # never, now and then, at once
-        monkeypatch.setattr("melete.sampling.native.COMPACT_SHARE", share)
+        monkeypatch.setattr("melete.forward.rows.Rows.compact_share", share)
         results.append(sampler_of(model).sample(asked, TWELVE))
     assert_same(results[0], results[1])
     assert_same(results[0], results[2])
