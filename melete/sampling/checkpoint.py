@@ -49,7 +49,7 @@ def write_checkpoint(model: PreTrainedModel, directory: Path) -> Path:
 def _with_adapter_added(model: PreTrainedModel) -> dict[str, Tensor]:
     """The state dict that the model would have after the adapter was merged."""
     layers: Any = require("peft.tuners.tuners_utils", extra="lora").BaseTunerLayer
-    adapted = {name: module for name, module in model.named_modules() if isinstance(module, layers)}
+    adapted: dict[str, Any] = {name: part for name, part in model.named_modules() if isinstance(part, layers)}
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
         # of an adapted layer everything but what it adapts is the adapter itself

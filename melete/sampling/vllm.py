@@ -293,7 +293,7 @@ class VLLMSampler:
             return None
         reach = max(len(text.encode()) for text in settings.stop_strings) + 1  # as far back as the native sampler looks
         for end in range(row.num_searched + 1, len(tokens) + 1):
-            tail = self.tokenizer.decode(tokens[max(0, end - reach) : end])
+            tail = self.tokenizer.decode(list(tokens[max(0, end - reach) : end]))
             if any(text in tail for text in settings.stop_strings):
                 return end
         row.num_searched = len(tokens)

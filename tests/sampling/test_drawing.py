@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from melete.sampling import drawing
 from melete.sampling.drawing import draw
 from melete.sampling.keys import rollout_key, uniforms
 from melete.types import SamplingSettings
@@ -17,6 +19,14 @@ from melete.types import SamplingSettings
 LAST_BELOW_ONE = math.nextafter(1.0, 0.0)
 logit_rows = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12)
 any_uniform = st.one_of(st.just(0.0), st.just(LAST_BELOW_ONE), st.floats(0, LAST_BELOW_ONE))
+
+
+@pytest.fixture(params=[drawing.SMALL, 0], ids=["all at once", "block first"], scope="module", autouse=True)
+def _both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small vocabularies are drawn from in one way and large ones in another; both keep every law."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "SMALL", request.param)
+        yield
 
 
 def drawn(logits: list[float], uniform: float, **cuts: float) -> tuple[int, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import random
 import sys
@@ -65,13 +64,11 @@ def opening(close: list[VLLMSampler]) -> Open:
     return make
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=fake_vllm.ENGINES)
 def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Makes samplers, and closes them in the end: first with the fake engine, then with vLLM if it can be imported."""
     if request.param == "fake":
         fake_vllm.install(monkeypatch)
-    elif importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
     made: list[VLLMSampler] = []
     yield opening(made)
     for sampler in made:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -72,13 +71,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     return fake_vllm.install(monkeypatch)
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=fake_vllm.ENGINES)
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "fake":
         fake_vllm.install(monkeypatch)
-    elif importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
-    return
 
 
 def run(directory: Path, *stages: dict[str, Any]) -> Path:
