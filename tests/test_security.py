@@ -28,7 +28,7 @@ UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "
 RUN_TEXT = {"eval", "exec", "compile"}
 # these two are the programs that run inside a sandbox
 INSIDE_OF_A_SANDBOX = {"melete/sandbox/functions.py", "melete/sandbox/referee.py"}
-NOT_OF_THE_TWO_COMMANDS = {"wandb", "trackio"}  # trackio wants an older pillow than the one that is pinned
+NOT_OF_THE_TWO_COMMANDS = {"vllm", "wandb", "trackio"}  # trackio wants an older pillow than the one that is pinned
 _NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 

@@ -55,7 +55,8 @@ def _inverse_cumulative(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tens
         total = running[:, -1:]
         # below the total, however the product is rounded: there the running sum has yet to rise, at a token with weight
         target = (uniforms[:, None] * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
-        return torch.searchsorted(running, target, right=True)[:, 0]
+        # numbers that are not finite leave the vocabulary; whoever asked for them is told elsewhere
+        return torch.searchsorted(running, target, right=True).clamp_(max=weights.shape[-1] - 1)[:, 0]
     edges = sums.cumsum(dim=-1)
     target = (uniforms * edges[:, -1])[:, None]
     block = torch.searchsorted(edges, target, right=True).clamp(max=sums.shape[1] - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import re
@@ -105,21 +106,28 @@ class TerminalChat:
     def run(self, read: Callable[[str], str]) -> None:
         """Asks for lines until there are no more."""
         self._tell(f"{' and '.join(engine.name for engine in self.engines)}; /help tells the commands, Ctrl-D leaves")
-        while True:
-            try:
-                text = self._question(read)
-            except EOFError:
-                self._write("\n")
-                return
-            except KeyboardInterrupt:
-                self._tell("\nCtrl-D leaves")
-                continue
-            if text in ("/quit", "/exit"):
-                return
-            if text.startswith("/"):
-                self.command(text)
-            elif text:
-                self.ask(text)
+        goes_on = True
+        while goes_on:
+            with contextlib.suppress(KeyboardInterrupt):  # one that comes where nothing is read or said
+                goes_on = self._round(read)
+
+    def _round(self, read: Callable[[str], str]) -> bool:
+        """One line and what it asks for; whether there is another after it."""
+        try:
+            text = self._question(read)
+        except EOFError:
+            self._write("\n")
+            return False
+        except KeyboardInterrupt:
+            self._tell("\nCtrl-D leaves")
+            return True
+        if text in ("/quit", "/exit"):
+            return False
+        if text.startswith("/"):
+            self.command(text)
+        elif text:
+            self.ask(text)
+        return True
 
     def _question(self, read: Callable[[str], str]) -> str:
         lines = [read("> ")]

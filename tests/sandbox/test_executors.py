@@ -126,7 +126,8 @@ def test_no_descriptor_and_no_process_is_left(executor: PipeExecutor):
     before = state()
     for program in ("pass", "while True: pass", "print('x' * 10**7)", "import os; os._exit(1)"):
         executor.run(program, limits=QUICK)
-    assert state() == before
+    now = state()  # what earlier tests left may end meanwhile
+    assert now[0] <= before[0] and now[1] <= before[1]
 
 
 def test_a_program_dies_with_the_process_that_runs_it(executor: PipeExecutor, tmp_path: Path):

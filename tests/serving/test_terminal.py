@@ -178,8 +178,9 @@ def test_the_terminal_program_stops_an_answer_and_ends_at_the_end_of_input():
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "melete.cli", "chat", "tiny", "--temperature", "2"]
     process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT, start_new_session=True
-    )
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )  # fmt: skip
     os.close(theirs)
     seen = ""
 
