@@ -2,6 +2,8 @@
 # make test   install the test extra and run every test
 # make lint   ruff and pyright
 # make kill-test  kill runs of every kind at random moments and continue them, compare every byte; a quarter of an hour
+# make fuzz   105,000 bad recipes, overrides, data files, chat templates and requests; five minutes
+# make load   the grader pool with 100,000 items, then a server with 64 clients for five minutes
 # make audit  look up known weaknesses of the pinned libraries; needs the network
 # make bench  one step of GRPO by Melete and by TRL, in turns; half an hour; BENCH=--quick takes two minutes
 # make cost   how the seconds of a step grow with its tokens and with the size of its groups; two plots
@@ -14,7 +16,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?=
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: run test lint kill-test audit bench cost clean
+.PHONY: run test lint kill-test fuzz load audit bench cost clean
 
 run: $(VENV)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/melete run r1-tiny
@@ -29,6 +31,13 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 
 kill-test: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/kill_resume.py --kills 100 --seed 0
+
+fuzz: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz
+
+load: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.grader_load
+	$(BIN)/python benchmarks/serve_load.py --model tiny --clients 64 --minutes 5
 
 audit: $(VENV)-audit/.installed
 	@$(VENV)-audit/bin/python .ci/audit.py constraints.txt

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from melete.errors import RecipeError
-from melete.recipe_checks import problems_of, without_wrong_keys
+from melete.recipe_checks import problems_of, unwritable_texts, without_wrong_keys
 from melete.recipe_graph import graph_problems
 from melete.recipe_lines import key_lines, nearest_line
 from melete.recipe_names import name_problems
@@ -126,7 +126,8 @@ def parse_recipe(
         reason = apply_override(tables, key, parse_value(text)) if "=" in override else "has no value: write key=value"
         if reason:
             problems.append((key, reason))
-    recipe, found = checked(tables)
+    unwritable = list(unwritable_texts(tables))
+    recipe, found = (None, unwritable) if unwritable else checked(tables)
     problems += found
     if problems or recipe is None:
         raise _refusal(tables, problems, sources, place, lines or {})
@@ -170,13 +171,18 @@ def _refusal(
     for key, source in found_in.items():
         where = f"line {source}" if isinstance(source, int) else source
         suffix = f" ({where})" if where and not is_one_line else ""
-        told.append(f"  {key or '(empty key)'}: {first_reasons[key]}{suffix}")
-    name = tables.get("name") or Path(place).stem or "given"
+        told.append(f"  {_cut(key) or '(empty key)'}: {_cut(first_reasons[key], 8)}{_cut(suffix)}")
+    name = _cut(str(tables.get("name") or Path(place).stem or "given"))
     count = "1 problem" if len(told) == 1 else f"{len(told)} problems"
     only_overrides = all(isinstance(source, str) for source in found_in.values())
     remedy = "correct the --set option" if only_overrides else "correct the keys named above; nothing was started"
     place += f", line {next(iter(found_in.values()))}" if is_one_line else ""
     return RecipeError(f"recipe {name} cannot be used: {count}\n" + "\n".join(told), place=place, remedy=remedy)
+
+
+def _cut(text: str, lines: int = 2) -> str:
+    """The text as a message repeats it: of a value of thousands of letters, its beginning."""
+    return text if len(text) <= lines * 100 else f"{text[: lines * 100]}..."
 
 
 def _source(

@@ -127,3 +127,19 @@ def _reason(detail: Mapping[str, Any]) -> str:
     plain = _PLAIN.get(kind, "").format(**context) or detail["msg"].lower()
     shown = repr(given)
     return f"{plain}, not {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def unwritable_texts(table: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Key and reason of each text that no file can hold as its name or content; keys are texts too."""
+    if isinstance(table, str):
+        if "\x00" in table:
+            yield key, "has a character of number 0, which no text may have"
+        elif any("\ud800" <= letter <= "\udfff" for letter in table):
+            yield key, "has half of a character (a lone surrogate): it is no text"
+    elif isinstance(table, Mapping):
+        for name, value in table.items():
+            yield from unwritable_texts(name, key)
+            yield from unwritable_texts(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(table, list):
+        for number, value in enumerate(table):
+            yield from unwritable_texts(value, f"{key}[{number}]")

@@ -20,7 +20,8 @@ from melete.datasets.files import read_any
 from melete.datasets.prompts import read_prompts
 from melete.labelling.items import read_items
 from melete.models.load import load_tokenizer
-from melete.tasks.rows import make_rows
+from melete.tasks.base import Split
+from melete.tasks.rows import ROLES, make_rows
 from melete.types import Demonstration, LabelledCompletion, LabelledSteps, PreferencePair, RankedCompletions
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 + 2?"}]
@@ -41,6 +42,7 @@ FORMS: tuple[dict[str, Any], ...] = (
     {"problem": "What is 1 + 2?", "solution": "It is #### 3"},
     {"task_id": "add", "prompt": "def add(a, b):", "tests": ["assert add(1, 2) == 3"], "entry_point": "add"},
 )
+SPLITS: tuple[Split, ...] = ("train", "held_out")
 KINDS_OF_ROW = (Demonstration, PreferencePair, LabelledCompletion, RankedCompletions, LabelledSteps)
 
 
@@ -68,15 +70,17 @@ def _used(draw: random.Random, file: Path, columns: dict[str, str]) -> None:
         read_items(file, draw.choice(["compare", "safety"]))
     elif use == 2:
         grader = draw.choice(["exact", "integer", "math", "choice"])
-        task = make_rows({"path": str(file), "grader": grader, "columns": columns})
-        for problem in [task.problem("train", 0), task.problem("test", 1)]:
-            task.grade(problem, "3")
+        known = {role: column for role, column in columns.items() if role in ROLES}
+        task = make_rows({"path": str(file), "grader": grader, "columns": known})
+        for split in SPLITS:
+            if task.rows[split]:
+                task.grade(task.problem(split, 0), "3")
     else:
         kinds = draw.choice([*([kind] for kind in KINDS_OF_ROW), list(KINDS_OF_ROW)])
         found, _ = read_any(file, kinds, columns=columns)
         for row in found:
             seen_rows(_tokenizer(), row)
-        findings(_tokenizer(), found, limit=512)
+        findings(found, _tokenizer(), 512)
 
 
 def _columns(draw: random.Random, good: dict[str, Any]) -> dict[str, str]:

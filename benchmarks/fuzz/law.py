@@ -33,6 +33,9 @@ def outcome(case: Callable[[], object], directory: Path) -> str:
             _check_message(error)
         except Broken:
             raise
+        except OSError as error:  # of which the command line makes a message, if it says what and where
+            if not (error.strerror and error.filename):
+                raise Broken(f"an error of the system that does not say what or where: {error!r}") from error
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -53,7 +56,8 @@ def _check_message(error: MeleteError) -> None:
             raise Broken(f"the message has no {part}: {error!r}") from error
     if len(str(error)) > 20_000:
         raise Broken(f"a message of {len(str(error))} letters: {str(error)[:300]}...") from error
-    str(error).encode("utf-8", errors="strict")  # what a terminal cannot show is no message
+    if any("\ud800" <= letter <= "\udfff" for letter in str(error)):
+        raise Broken(f"no terminal can show this message: {error!r}") from error
 
 
 def _files(directory: Path) -> set[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from typing import Any
 
 ODD_TEXTS = (
@@ -19,20 +20,16 @@ ODD_NUMBERS = (
 
 def odd_value(draw: random.Random, depth: int = 0) -> Any:
     """Any value that JSON or TOML can hold, most of them unwelcome."""
-    kind = draw.randrange(8 if depth < 3 else 5)
-    if kind == 0:
-        return draw.choice(ODD_TEXTS)
-    if kind == 1:
-        return draw.choice(ODD_NUMBERS)
-    if kind == 2:
-        return draw.choice([True, False, None])
-    if kind == 3:
-        return "".join(chr(draw.randrange(32, 0x2FF)) for _ in range(draw.randrange(12)))
-    if kind == 4:
-        return draw.randint(-10, 10) / draw.choice([1, 1, 3])
-    if kind in (5, 6):
-        return [odd_value(draw, depth + 1) for _ in range(draw.randrange(4))]
-    return {misspelt(draw, draw.choice(["name", "lr", "a", ""])): odd_value(draw, depth + 1) for _ in range(3)}
+    kinds: list[Callable[[], Any]] = [
+        lambda: draw.choice(ODD_TEXTS),
+        lambda: draw.choice(ODD_NUMBERS),
+        lambda: draw.choice([True, False, None]),
+        lambda: "".join(chr(draw.randrange(32, 0x2FF)) for _ in range(draw.randrange(12))),
+        lambda: draw.randint(-10, 10) / draw.choice([1, 1, 3]),
+        lambda: [odd_value(draw, depth + 1) for _ in range(draw.randrange(4))],
+        lambda: {misspelt(draw, draw.choice(["name", "lr", ""])): odd_value(draw, depth + 1) for _ in range(3)},
+    ]
+    return draw.choice(kinds if depth < 3 else kinds[:5])()
 
 
 def misspelt(draw: random.Random, word: str) -> str:

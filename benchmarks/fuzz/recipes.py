@@ -16,7 +16,9 @@ from melete.config import bundled_recipes, load_recipe, parse_recipe
 
 @cache
 def _tables() -> dict[str, dict[str, Any]]:
-    return {name: tomllib.loads(path.read_text(encoding="utf-8")) for name, path in bundled_recipes().items()}
+    tables = {name: tomllib.loads(path.read_text(encoding="utf-8")) for name, path in bundled_recipes().items()}
+    parse_recipe(tables["smollm2-benchmarks"])  # its 164 programs are proven in the sandbox once, in seven seconds
+    return tables
 
 
 @cache

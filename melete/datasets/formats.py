@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from melete.datasets.tables import TableRow
+from melete.datasets.tables import TableRow, short
 from melete.errors import DataError
 from melete.suggest import did_you_mean
 from melete.types import (
@@ -319,9 +319,9 @@ def _list(value: Any, place: str) -> Sequence[Any]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise DataError(f"must be a list, not {value[:80]!r}", place=place) from None
+            raise DataError(f"must be a list, not {short(value)}", place=place) from None
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise DataError(f"must be a list, not {value!r}", place=place)
+        raise DataError(f"must be a list, not {short(value)}", place=place)
     return value
 
 
@@ -332,7 +332,7 @@ def _each(check: Callable[[Any, str], Any], row: TableRow, column: str) -> tuple
 
 def _text(value: Any, place: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"must be text, not {value!r}", place=place)
+        raise DataError(f"must be text, not {short(value)}", place=place)
     return value
 
 
@@ -341,7 +341,7 @@ def _flag(value: Any, place: str) -> bool:
     if isinstance(value, str) and value.strip().lower() in words:  # a table of text alone
         return words[value.strip().lower()]
     if isinstance(value, str | Mapping | Sequence) or value not in (True, False):
-        raise DataError(f"must be true or false, not {value!r}", place=place)
+        raise DataError(f"must be true or false, not {short(value)}", place=place)
     return bool(value)
 
 
@@ -352,7 +352,7 @@ def _number(value: Any, place: str) -> float:
         number = None
     is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
     if not is_number or number is None or number < 0:
-        raise DataError(f"must be a number of at least 0, not {value!r}", place=place)
+        raise DataError(f"must be a number of at least 0, not {short(value)}", place=place)
     return float(number)
 
 

@@ -51,7 +51,7 @@ class TableRow:
         """The text in a column. Raises `DataError` where it is something else."""
         value = self.get(column)
         if not isinstance(value, str):
-            raise DataError(f"must be text, not {_short(value)}", place=f"{self.place}, column {column}")
+            raise DataError(f"must be text, not {short(value)}", place=f"{self.place}, column {column}")
         return value
 
     def text_or_number(self, column: str) -> str:
@@ -66,11 +66,11 @@ class TableRow:
         found, place = self.get(column), f"{self.place}, column {column}"
         remedy = '[{"role": "user", "content": "..."}]'
         if not isinstance(found, Sequence) or isinstance(found, str | bytes) or not found:
-            raise DataError(f"must be a list of messages, not {_short(found)}", place=place, remedy=remedy)
+            raise DataError(f"must be a list of messages, not {short(found)}", place=place, remedy=remedy)
         for message in found:
             is_whole = isinstance(message, Mapping) and isinstance(message.get("content"), str)
             if not is_whole or message.get("role") not in ("system", "user", "assistant"):
-                raise DataError(f"{_short(message)} is no message", place=place, remedy=remedy)
+                raise DataError(f"{short(message)} is no message", place=place, remedy=remedy)
         return tuple(Message(message["role"], message["content"]) for message in found)
 
     def column_of(self, role: str, columns: Mapping[str, str], usual: Sequence[str]) -> str:
@@ -258,6 +258,7 @@ def _directory(path: Path, part: str) -> Iterator[TableRow]:
     yield from (TableRow(dict(row), f"{path}, row {number}") for number, row in enumerate(found))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as messages show it, cut after 80 letters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -267,6 +267,18 @@ def _doubt(problem: Problem, grader: Grader) -> str:
     """Why the gold answer is not one, or nothing."""
     if not problem.gold.strip():
         return "the gold answer is empty"
+    if grader is not grade_code:
+        return _judged(problem, grader)
+    key = repr((problem.gold, problem.meta.get("tests")))
+    if key not in _proven:  # a recipe is checked, planned and run by one process, and programs take seconds
+        _proven[key] = _judged(problem, grader)
+    return _proven[key]
+
+
+_proven: dict[str, str] = {}  # by program and tests: why it is doubted, or nothing
+
+
+def _judged(problem: Problem, grader: Grader) -> str:
     try:
         score = grader(problem, problem.gold)
     except MeleteError:  # a library is missing, a setting is wrong: no matter of this row

@@ -52,7 +52,8 @@ def conversation_rows(
     """
     numbers = [number for number, message in enumerate(messages) if message.role == "assistant"]
     if not numbers:
-        raise DataError("the assistant says nothing in this conversation", remedy="give it a turn with role assistant")
+        what = "the assistant says nothing in this conversation"
+        raise DataError(what, place="messages", remedy="give it a turn with role assistant")
     turns = _Turns(tokenizer, messages)
     rows: list[tuple[list[int], list[bool]]] = []
     for number, following in zip(numbers, [*numbers[1:], None], strict=True):
@@ -67,7 +68,10 @@ class _Turns:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> None:
         if not tokenizer.chat_template:
-            raise ModelError("the tokenizer has no chat template", remedy="set tokenizer.chat_template and save it")
+            what = "the tokenizer has no chat template"
+            raise ModelError(
+                what, place="chat_template", remedy="choose one, or set tokenizer.chat_template and save it"
+            )
         self.tokenizer, self.messages = tokenizer, messages
         self.turns, self.plain = _without_control(tokenizer, messages)
         self.prompts: dict[int, str] = {}
