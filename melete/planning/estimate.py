@@ -14,6 +14,7 @@ from melete.planning.work import Held, Reading, Work, Writing
 _T = TypeVar("_T")
 
 ROWS_PACKED = 256  # of a larger batch, so many rows show how they are padded
+ADAPTED_COST = 2 / 3  # of learning: with an adapter the products that make the gradients of weights fall away
 OPTIMIZER_COPIES = 3  # gradients and the two averages of AdamW, beside the weights
 SPARE = 1.25  # what an allocator and a library's own buffers add to what is counted
 PROCESS_BYTES = 600 * 2**20  # Python with torch and transformers, where it has not been measured
@@ -136,10 +137,12 @@ def seconds_of(work: Work, facts: Facts) -> float:
     loaded, split_over = {held.model for held in work.held}, max(min(work.split_over, facts.num_cores), 1)
     total = sum(facts.speed(model).load for model in loaded)
     total += sum(_writing_seconds(writing, facts) for writing in work.writings)
+    adapted = {held.model for held in work.held if held.learns and held.share < 1}
     for reading in work.readings:
         speed = facts.speed(reading.model)
         tokens = _tokens_read(reading, facts) * _padding(work, reading, facts)
-        total += tokens * (speed.learn if reading.learns else speed.read) / split_over
+        learn = speed.learn * (ADAPTED_COST if reading.model in adapted else 1.0)
+        total += tokens * (learn if reading.learns else speed.read) / split_over
     if work.num_saves:
         total += work.num_saves * _checkpoint_bytes(work, facts) / DISK_SPEED
     at_once = max(min(work.num_at_once, facts.num_cores), 1)

@@ -55,6 +55,14 @@ def test_learning_takes_its_tokens_with_their_padding():
     assert second_pass == pytest.approx(padded * SPEED.learn + old_logprobs)
 
 
+def test_learning_with_an_adapter_takes_two_thirds_of_the_time() -> None:
+    def another_pass(further: dict[str, object]) -> float:
+        once, twice = RL | further | {"num_epochs": 2}, RL | further | {"num_epochs": 3}
+        return seconds_of(work(twice), facts_for(twice)) - seconds_of(work(once), facts_for(once))
+
+    assert another_pass({"adapter": {"rank": 4}}) == pytest.approx(another_pass({}) * 2 / 3, rel=0.01)
+
+
 def test_padding_is_that_of_sorted_rows_in_parts():
     assert padding([2, 4], 2, 8) == pytest.approx(8 / 6)
     assert padding([5], 10, 100) == 1
