@@ -299,7 +299,7 @@ def _learning_seconds(learner: LocalLearner, batch: TrainBatch) -> float:
 
 
 def _affordable_tokens(num_parameters: int) -> int:
-    """Tokens to learn from: a pass takes six operations per parameter and token, at perhaps thirty billion per second."""
+    """Tokens to learn from: a pass takes six operations per parameter and token, at thirty billion a second."""
     return max(64, min(TOKENS_OF_LEARNING, int(SECONDS_OF_WRITING * 3e10 / (6 * num_parameters))))
 
 
