@@ -195,7 +195,14 @@ def _metrics_line(metrics: Mapping[str, Any]) -> str:
 
 def _evaluation_line(metrics: Mapping[str, Any]) -> str:
     label = f"{metrics['label']}: " if "label" in metrics else ""
-    line = f"{label}pass@1 {metrics['pass@1']:.3f}"
-    if "pass@1/low" in metrics:
-        line += f" [{metrics['pass@1/low']:.3f}, {metrics['pass@1/high']:.3f}]"
-    return line + (f"  maj@16 {metrics['maj@16']:.3f}" if "maj@16" in metrics else "")
+    name = "score" if _is_graded(metrics) else "pass@1"
+    line = f"{label}{name} {metrics[name]:.3f}"
+    if f"{name}/low" in metrics:
+        line += f" [{metrics[f'{name}/low']:.3f}, {metrics[f'{name}/high']:.3f}]"
+    line += f"  maj@16 {metrics['maj@16']:.3f}" if "maj@16" in metrics else ""
+    return line + (f"  win rate {metrics['win_rate']:.3f}" if metrics.get("win_rate") is not None else "")
+
+
+def _is_graded(metrics: Mapping[str, Any]) -> bool:
+    """Whether answers earn grades between wrong and right, so that the mean grade says more."""
+    return metrics.get("score", metrics["pass@1"]) != metrics["pass@1"]

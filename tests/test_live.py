@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from melete.live import View, duration, sparkline, visible
+from melete.live import View, _evaluation_line, duration, sparkline, visible
 
 
 class Clock:
@@ -91,3 +91,9 @@ def test_an_unknown_stage_does_not_end_a_run() -> None:
     with View([], True, console=Console(file=io.StringIO())) as view:
         view.step("surprise", 0, {"reward": None})
         view.stage_finished("other", "done")
+
+
+def test_where_answers_are_graded_the_grade_is_told() -> None:
+    found = {"pass@1": 0.0, "pass@1/low": 0.0, "pass@1/high": 0.0, "score": 0.34, "score/low": 0.3, "score/high": 0.4}
+    assert _evaluation_line(found | {"win_rate": 0.571}) == "score 0.340 [0.300, 0.400]  win rate 0.571"
+    assert _evaluation_line({"pass@1": 0.5, "score": 0.5}) == "pass@1 0.500"

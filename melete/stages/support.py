@@ -117,5 +117,6 @@ def _told(found: Mapping[str, Any]) -> str:
     rate, dead = found["mean_pass_rate"], found["dead_share"]
     parts = [f"{rate:.0%} of the answers are right" if rate is not None else ""]
     parts += [f"{dead:.0%} of the groups have equal rewards" if dead is not None else ""]
-    told = f"before training, on {found['num_problems']} problems: " + ", ".join(part for part in parts if part)
+    known = ", ".join(part for part in parts if part) or "graded, with no right or wrong"
+    told = f"before training, on {found['num_problems']} problems: {known}"
     return f"{told}. {'; '.join(found['refusals'])}: {found['help']}" if found["refusals"] else told
