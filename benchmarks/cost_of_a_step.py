@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -79,10 +80,11 @@ def draw(tokens: Sequence[Point], siblings: Sequence[Point], path: Path) -> None
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--most", type=int, default=200_000, help="tokens of the largest step")
     parser.add_argument("--no-plot", action="store_true")
     chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
     with tempfile.TemporaryDirectory() as directory:
         siblings = by_group_size(Path(directory), chosen.threads)
         tokens = by_tokens(Path(directory), chosen.threads, chosen.most)

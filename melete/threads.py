@@ -8,11 +8,15 @@ and model, never by the load, because the order of a sum depends on it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from melete.errors import RecipeError
 
 MAX_DEFAULT_THREADS = 4
+_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 SMALL_MODEL = 20_000_000  # parameters; the bundled base of 1 M takes 1.6 times as long with two threads (LOG.md)
 OURS = "MELETE_SET_THREADS"  # tells child processes that OMP_NUM_THREADS is no choice of the user's
 
@@ -63,3 +67,34 @@ def threads_for(num_parameters: int, available: int, environment: Mapping[str, s
     if environment.get("MELETE_THREADS", "").strip():
         return num_threads(environment, available)
     return 1 if num_parameters < SMALL_MODEL else available
+
+
+def num_lanes(intra_op: int, device: str, environment: Mapping[str, str] = os.environ) -> int:
+    """How many parts of a model's work are done side by side: where each product has one thread, as many as there are
+    cores, for products of a small model are too short to be shared.
+
+    >>> num_lanes(2, "cpu", {}), num_lanes(1, "cuda", {}), num_lanes(1, "cpu", {"OMP_NUM_THREADS": "3"})
+    (1, 1, 3)
+    """
+    return num_threads(environment, usable_cores()) if intra_op == 1 and device == "cpu" else 1
+
+
+def in_lanes(function: Callable[[_Item], _Result], items: Iterable[_Item], num: int) -> Iterator[_Result]:
+    """What `function` makes of each item, in their order, `num` of them at once, each in a thread of its own.
+
+    The first error ends it, once what is under way has ended.
+    """
+    if num <= 1:
+        yield from map(function, items)
+        return
+    waiting = deque[Future[_Result]]()
+    pool = ThreadPoolExecutor(num, "lane")
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == num:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -46,9 +46,9 @@ ALLOWED: dict[str, set[str]] = {
     "models": LEAVES | CORE | CONTENT | {"runs.atomic"},
     # known architectures, computed with less: for whoever writes tokens and whoever scores them
     "forward": LEAVES,
-    "sampling": LEAVES | CORE | CONTENT | {"forward"},
+    "sampling": LEAVES | CORE | CONTENT | {"forward", "threads"},
     # an adapter switched off is the reference
-    "learning": LEAVES | CORE | CONTENT | {"models.adapters", "forward"},
+    "learning": LEAVES | CORE | CONTENT | {"models.adapters", "forward", "threads"},
     "runs": LEAVES,
     "evaluation": LEAVES | CONTENT | {"runs", "sampling.protocol", "sampling.keys"},
     # loops see samplers and learners through their protocols only; pretraining balances its own routers

@@ -25,6 +25,7 @@ from melete.models.load import load_model, load_tokenizer
 from melete.models.moe import RouterBalancer
 from melete.rewards.grade import RewardPart
 from melete.sampling.native import NativeSampler
+from melete.stages.context import fit_threads
 from melete.types import Message, Problem, Rollout, SamplingSettings
 
 
@@ -37,10 +38,10 @@ class Steps:
     """Runs one step at a time, with a recipe's defaults."""
 
     def __init__(self, spec: Spec) -> None:
-        torch.set_num_threads(spec.threads)
         self.spec, place = spec, Path(spec.place)
         self.tokenizer = load_tokenizer(place)
         model = load_model(place, device="cpu", dtype="float32")
+        fit_threads(model)  # as a stage does; the environment says how many there are
         self.sampler = NativeSampler(model, self.tokenizer)
         if spec.workload.equal_lengths:
             self.sampler.end_tokens = torch.tensor([-1])

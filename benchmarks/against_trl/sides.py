@@ -80,8 +80,8 @@ class Side:
 
 def environment(threads: int) -> dict[str, str]:
     """The same for every side: this many threads, sleeping while they wait, no GPU and no network."""
-    found = dict(os.environ)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MELETE_THREADS"):
+    found = {name: value for name, value in os.environ.items() if name != "MELETE_THREADS"}
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         found[variable] = str(threads)
     return found | {
         "OMP_WAIT_POLICY": "PASSIVE",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from melete.forward.trunk import states_at
 from melete.functional.logprobs import entropy_at, logprobs_and_entropy_at, logprobs_at
 from melete.learning.packing import packed, states_of
 from melete.parts import beginnings, row_parts
+from melete.threads import in_lanes, num_lanes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,16 @@ def stream_of(
     model.eval()
     out = torch.zeros(batch.tokens.shape)
     shared = beginnings(batch.tokens, batch.loss_mask) if shares_beginnings(model) else None
-    for rows in row_parts(batch.lengths, max_tokens, beginnings=shared):
+
+    @torch.no_grad()  # which a thread has of its own
+    def said(rows: Sequence[int]) -> None:
         longest = int(batch.lengths[rows].max())
         tokens, mask = batch.tokens[rows, :longest].to(model.device), batch.loss_mask[rows, :longest].to(model.device)
         out[rows, :longest] = compute(tokens, mask).float().cpu()
+
+    parts = row_parts(batch.lengths, max_tokens, beginnings=shared)
+    for _ in in_lanes(said, parts, num_lanes(torch.get_num_threads(), torch.device(model.device).type)):
+        pass
     return out
 
 

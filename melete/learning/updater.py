@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from melete.errors import TrainingError
 from melete.learning.optimizer import OptimizerSettings, lr_at, make_optimizer
+from melete.threads import in_lanes, num_lanes
 
 
 @contextmanager
@@ -72,11 +73,12 @@ class Updater:
             rounded.grad = None
         total, is_empty = 0.0, True
         with _in_training(self.model, self.num_updates):
-            for loss in losses:
-                if loss.requires_grad:
-                    loss.backward()
-                    self._take_gradients()
-                total, is_empty = total + loss.item(), False
+            lanes = num_lanes(torch.get_num_threads(), self.moved[0].device.type) if len(self.moved) else 1
+            differentiate = self._backward if lanes == 1 or self.full else self._gradients
+            # the next loss is made while the one before it is differentiated
+            for value, gradients in in_lanes(differentiate, losses, lanes if not self.full else 1):
+                self._add(gradients)
+                total, is_empty = total + value, False
         norm = torch.nn.utils.clip_grad_norm_(self.moved.parameters(), self.settings.max_grad_norm).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
@@ -98,6 +100,27 @@ class Updater:
             metrics |= self.after_step() if self.after_step else {}
         self.num_updates += 1
         return metrics
+
+    def _backward(self, loss: Tensor) -> tuple[float, tuple[Tensor | None, ...]]:
+        """The loss as a number; its gradients are where torch adds them up."""
+        if loss.requires_grad:
+            loss.backward()
+            self._take_gradients()
+        return loss.item(), ()
+
+    def _gradients(self, loss: Tensor) -> tuple[float, tuple[Tensor | None, ...]]:
+        """The loss as a number, and its gradients apart from all others."""
+        trained = list(self.moved)
+        return loss.item(), torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else ()
+
+    def _add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Adds gradients up in the order of their losses, as `backward` would: to the last bit the same sums."""
+        if not gradients:
+            return
+        with torch.no_grad():
+            for parameter, gradient in zip(self.moved, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
     def _take_gradients(self) -> None:
         """Adds the gradients of rounded weights to those of the full ones."""

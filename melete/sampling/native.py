@@ -8,6 +8,7 @@ rollout's key and the token's position, so neither the other rows nor the order 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,12 @@ from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
 from melete.sampling.protocol import OnCompletion
 from melete.sampling.rows import CachedRows, WrittenRows
+from melete.threads import in_lanes, num_lanes
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
 
+PARAMETERS_OF_LANES = 2_000_000  # of a smaller model two lanes wait for Python longer than for products
+ROWS_OF_LANE = 16  # that a part of a wave has at least, if it is written beside another
+_Part = tuple[int, int, SampleRequest]  # number of a request, of the first of its keys, and those keys
 SPARE_TOKENS = 64  # room in the cache after the prompt before it is doubled
 
 
@@ -92,25 +97,49 @@ class NativeSampler:
         self.model.eval()
         done: list[list[Completion | None]] = [[None] * len(request.keys) for request in requests]
 
+        told = threading.Lock()
+
         def written(number: int, sibling: int, completion: Completion) -> None:
             done[number][sibling] = completion
             if on_completion:
-                on_completion(number, sibling, completion)
+                with told:
+                    on_completion(number, sibling, completion)
+
+        def write(lane: list[_Part]) -> None:
+            places = [(number, start + n) for number, start, part in lane for n in range(len(part.keys))]
+            self._write([part for _, _, part in lane], settings, lambda row, c: written(*places[row], c))
 
         try:
             for wave in self._waves(requests):
-                places = [(number, start + n) for number, start, part in wave for n in range(len(part.keys))]
-                self._write([part for _, _, part in wave], settings, lambda row, c, at=places: written(*at[row], c))
+                if self.lean is not None:
+                    self.lean.refresh()
+                lanes = self._lanes(wave)
+                list(in_lanes(write, lanes, len(lanes)))
         finally:
             self.model.train(was_training)
         return [[completion for completion in siblings if completion is not None] for siblings in done]
 
-    def _waves(self, requests: Sequence[SampleRequest]) -> Iterator[list[tuple[int, int, SampleRequest]]]:
+    def _lanes(self, wave: list[_Part]) -> list[list[_Part]]:
+        """The wave in parts that are written side by side, each with prompts of its own."""
+        num_rows = sum(len(part.keys) for _, _, part in wave)
+        is_small = self.lean is None or self.model.num_parameters() < PARAMETERS_OF_LANES
+        most = 1 if is_small else num_lanes(torch.get_num_threads(), self.model.device.type)
+        num = max(1, min(most, len(wave), num_rows // ROWS_OF_LANE))
+        lanes: list[list[_Part]] = [[]]
+        begun = 0
+        for part in wave:
+            if begun >= num_rows * len(lanes) / num:
+                lanes.append([])
+            lanes[-1].append(part)
+            begun += len(part[2].keys)
+        return lanes
+
+    def _waves(self, requests: Sequence[SampleRequest]) -> Iterator[list[_Part]]:
         """Requests that are written together: prompts of similar length, at most `max_rows` rows.
 
         With each comes its number and that of its first key, for a request that alone asks for more rows is split.
         """
-        wave: list[tuple[int, int, SampleRequest]] = []
+        wave: list[_Part] = []
         num_rows = 0
         # equal prompts side by side, so that they share a wave
         for number, request in sorted(enumerate(requests), key=lambda r: (len(r[1].prompt_tokens), r[1].prompt_tokens)):
@@ -124,6 +153,7 @@ class NativeSampler:
         if wave:
             yield wave
 
+    @torch.inference_mode()  # which a thread has of its own
     def _write(
         self, requests: Sequence[SampleRequest], settings: SamplingSettings, written: Callable[[int, Completion], None]
     ) -> None:
@@ -147,7 +177,6 @@ class NativeSampler:
         self.num_prefilled_tokens += sum(len(prompt) for prompt in prompts)
         room = min(SPARE_TOKENS, settings.max_new_tokens)
         if self.lean is not None:
-            self.lean.refresh()
             shared = Prompts(self.lean, prompts)
             logits, limit = shared.logits[prompt_of], settings.max_new_tokens
             if prompt_of.device.type == "cuda" and can_be_static(self.lean, shared, len(prompt_of), limit):

@@ -1,0 +1,114 @@
+"""Work in lanes: parts of a small model's work side by side, with the result of one after the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import chain
+
+import pytest
+import torch
+from tiny_models import deepseek, llama, requests, tokenizer
+from torch import nn
+
+from melete.algorithms import resolve
+from melete.batch import demonstrations
+from melete.learning import scoring, updater
+from melete.learning.local import LocalLearner
+from melete.learning.optimizer import OptimizerSettings
+from melete.models.moe import RouterBalancer
+from melete.sampling import native
+from melete.sampling.native import NativeSampler
+from melete.threads import in_lanes, num_lanes
+from melete.types import Completion, SamplingSettings
+
+
+def test_results_come_in_order_and_so_many_at_once() -> None:
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def slow(item: int) -> int:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02 * (5 - item % 5))
+        with lock:
+            at_once -= 1
+        return item
+
+    assert list(in_lanes(slow, range(12), 3)) == list(range(12))
+    assert 1 < most <= 3
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_the_first_error_ends_it(num: int) -> None:
+    done: list[int] = []
+
+    def failing(item: int) -> None:
+        if item == 2:
+            raise ValueError("the third")
+        done.append(item)
+
+    with pytest.raises(ValueError, match="the third"):
+        list(in_lanes(failing, range(100), num))
+    assert len(done) < 10
+
+
+def test_large_models_and_other_devices_have_one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("melete.threads.usable_cores", lambda: 8)
+    assert [num_lanes(1, "cpu", {}), num_lanes(2, "cpu", {}), num_lanes(1, "cuda", {})] == [4, 1, 1]
+    assert num_lanes(1, "cpu", {"OMP_NUM_THREADS": "1"}) == 1
+
+
+def lanes(monkeypatch: pytest.MonkeyPatch, num: int) -> None:
+    for module in (native, scoring, updater):
+        monkeypatch.setattr(module, "num_lanes", lambda *_: num)
+    monkeypatch.setattr(native, "PARAMETERS_OF_LANES", 0)
+    monkeypatch.setattr(native, "ROWS_OF_LANE", 2)
+
+
+def learnt(model: nn.Module) -> tuple[dict[str, float], torch.Tensor, list[torch.Tensor]]:
+    rows = [([1, *range(5, 7 + row % 5)], [False, *[True] * (2 + row % 5)]) for row in range(24)]
+    batch = demonstrations(rows, 0)
+    learner = LocalLearner(
+        model,  # type: ignore[arg-type]
+        optimizer=OptimizerSettings(lr=1e-3),
+        max_tokens_per_microbatch=16,
+        after_step=RouterBalancer(model).step,
+    )
+    metrics = [learner.update(batch, resolve("sft")) for _ in range(2)][-1]
+    return metrics, learner.logprobs(batch), [weight.detach().clone() for weight in model.state_dict().values()]
+
+
+@pytest.mark.parametrize("kind", [llama, deepseek])
+def test_what_is_learnt_in_lanes_is_the_same_to_the_last_bit(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes(monkeypatch, 1)
+    alone = learnt(kind())
+    lanes(monkeypatch, 3)
+    beside = learnt(kind())
+    assert alone[0] == beside[0] and torch.equal(alone[1], beside[1])
+    assert all(torch.equal(*both) for both in zip(alone[2], beside[2], strict=True))
+
+
+@pytest.mark.parametrize("kind", [llama, deepseek])
+def test_what_is_written_in_lanes_is_the_same(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[list[list[Completion]]] = []
+    told: list[list[tuple[int, int]]] = []
+    for num in (1, 3):
+        lanes(monkeypatch, num)
+        told.append([])
+        sampler = NativeSampler(kind(), tokenizer())
+        heard = told[-1]
+        found.append(
+            sampler.sample(
+                requests(),
+                SamplingSettings(12),
+                on_completion=lambda number, sibling, _, heard=heard: heard.append((number, sibling)),
+            )
+        )
+        if num > 1:
+            wave = next(sampler._waves(requests()))
+            assert len(sampler._lanes(wave)) == 3 and list(chain(*sampler._lanes(wave))) == wave
+    for one, other in zip(chain(*found[0]), chain(*found[1]), strict=True):
+        assert one.tokens == other.tokens and one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    assert sorted(told[0]) == sorted(told[1])
