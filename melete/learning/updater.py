@@ -73,10 +73,10 @@ class Updater:
             rounded.grad = None
         total, is_empty = 0.0, True
         with _in_training(self.model, self.num_updates):
-            lanes = num_lanes(torch.get_num_threads(), self.moved[0].device.type) if len(self.moved) else 1
-            differentiate = self._backward if lanes == 1 or self.full else self._gradients
+            is_plain = len(self.moved) > 0 and not self.full
+            lanes = num_lanes(torch.get_num_threads(), self.moved[0].device.type) if is_plain else 1
             # the next loss is made while the one before it is differentiated
-            for value, gradients in in_lanes(differentiate, losses, lanes if not self.full else 1):
+            for value, gradients in in_lanes(self._backward if lanes == 1 else self._gradients, losses, lanes):
                 self._add(gradients)
                 total, is_empty = total + value, False
         norm = torch.nn.utils.clip_grad_norm_(self.moved.parameters(), self.settings.max_grad_norm).item()
