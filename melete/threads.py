@@ -16,7 +16,8 @@ from typing import TypeVar
 from melete.errors import RecipeError
 
 MAX_DEFAULT_THREADS = 4
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 SMALL_MODEL = 20_000_000  # parameters; the bundled base of 1 M takes 1.6 times as long with two threads (LOG.md)
 OURS = "MELETE_SET_THREADS"  # tells child processes that OMP_NUM_THREADS is no choice of the user's
 
