@@ -1,7 +1,7 @@
 # make run    make the environment and run the whole recipe; the report is under runs/
 # make test   install the test extra and run every test
 # make lint   ruff and pyright
-# make kill-test  kill runs of every kind at random moments and continue them, compare every byte; a quarter of an hour
+# make kill-test  kill runs of every kind at random moments and continue them, compare every byte; five minutes
 # make fuzz   105,000 bad recipes, overrides, data files, chat templates and requests; five minutes
 # make load   the grader pool with 100,000 items, then a server with 64 clients for five minutes
 # make audit  look up known weaknesses of the pinned libraries; needs the network

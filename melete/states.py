@@ -186,7 +186,7 @@ def _task_files(stage: Stage) -> list[str]:
     """Files and directories that hold the problems of a task."""
     tables = [task.own_settings() for task in stage.task_tables().values()]
     named = [value for table in tables for key, value in _texts(table) if key in _FILE_SETTINGS]
-    return [name for name in dict.fromkeys(named) if Path(name).exists()]
+    return [name for name in dict.fromkeys(named) if name and Path(name).exists()]  # "" is no file, but Path("") is "."
 
 
 def _own_code(settings: Any) -> Iterator[tuple[str, Path]]:

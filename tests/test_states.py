@@ -23,6 +23,7 @@ from melete.models.tiny import tiny_model, train_tokenizer
 from melete.pipeline import run_recipe
 from melete.runs.artefacts import ONLY_TELLS, PACKAGE, changes, code_hash, code_version, content, digest
 from melete.schema import Recipe
+from melete.schema.evaluation import EvaluateStage
 from melete.schema.replicate import ReplicateStage
 from melete.stages import Interrupted
 from melete.states import StageState, made_from, stage_states
@@ -225,6 +226,13 @@ def test_a_reward_of_the_users_own_and_the_file_of_a_task_are_read_too(
     run(mine, tmp_path / "run")
     problems.write_text(problems.read_text().replace("59 + 1", "1 + 59"))
     assert states(mine, tmp_path / "run") == {"rl": f"would be made again: {problems}, which it reads, has changed"}
+
+
+def test_a_setting_that_names_no_file_is_no_input(base: Path, tmp_path: Path) -> None:
+    task = {"name": "arithmetic_chain", "path": ""}
+    table = {"name": "exam", "kind": "evaluate", "models": [str(base)], "tasks": {"sums": {"task": task}}}
+    exam = EvaluateStage.model_validate(table)
+    assert set(made_from(exam, recipe(base), tmp_path)["inputs"]) == {str(base)}
 
 
 def test_files_that_a_stage_names_itself_are_read_too(base: Path, tmp_path: Path) -> None:

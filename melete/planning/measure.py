@@ -21,6 +21,7 @@ from melete.corpus.written import written
 from melete.datasets.encode import single_row
 from melete.datasets.files import first_rows
 from melete.datasets.formats import words_of
+from melete.errors import RecipeError
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
 from melete.models.load import load_model, load_tokenizer
@@ -168,7 +169,7 @@ def _requests(
     for number, text in enumerate(tasks):
         try:
             task = _task(text)
-            own = [task.problem("train", _FIRST_PROBLEM + index) for index in range(rows // SAMPLES)]
+            own = [_problem(task, _FIRST_PROBLEM + index) for index in range(rows // SAMPLES)]
             prompts = [prompt_tokens(tokenizer, problem.messages) for problem in own]
         except Exception as error:  # a task that cannot be made is the stage's to report
             failed[text.key] = f"task {text.name}: {error}"
@@ -177,6 +178,14 @@ def _requests(
         requests[text] = [SampleRequest(prompt, tuple(next(keys) for _ in range(SAMPLES))) for prompt in prompts]
         problems[text] = (task, own)
     return requests, problems
+
+
+def _problem(task: Task, index: int) -> Problem:
+    """One to train on; of a benchmark, which has none of those, one that is held out."""
+    try:
+        return task.problem("train", index)
+    except RecipeError:
+        return task.problem("held_out", index)
 
 
 def _task(text: Text) -> Task:

@@ -17,6 +17,9 @@ from melete.models.tiny import CHAT_TEMPLATE
 from melete.planning import Machine, make_plan
 from melete.planning.graph import Text
 from melete.planning.measure import NewModel, measure
+from melete.tasks.base import Split
+from melete.tasks.rows import GRADERS, RowReport, RowTask
+from melete.types import Message, Problem
 
 SUMS = Text("task", "arithmetic_chain", '{"min_terms": 3, "max_terms": 3}')
 
@@ -76,6 +79,16 @@ def test_a_task_that_cannot_be_made_leaves_the_others(model: Path, tmp_path: Pat
     found = measure(model, {SUMS: 8, unknown: 8, missing: 0})
     assert SUMS.key in found.lengths
     assert set(found.failed) == {unknown.key, missing.key}
+
+
+def test_a_benchmark_is_measured_by_what_it_holds_out(model: Path, monkeypatch: pytest.MonkeyPatch):
+    problem = Problem("benchmark/0", "benchmark", (Message("user", "2+3?"),), "5")
+    rows: dict[Split, tuple[Problem, ...]] = {"train": (), "held_out": (problem,)}
+    benchmark = RowTask("benchmark", rows, GRADERS["exact"], RowReport(1, 0, 1, ()))
+    monkeypatch.setattr("melete.planning.measure.make_task", lambda _name, _settings: benchmark)
+    text = Text("task", "benchmark")
+    found = measure(model, {text: 8})
+    assert not found.failed and found.lengths[text.key].prompt > 0
 
 
 def test_rows_of_a_file_are_as_long_as_their_texts(model: Path, tmp_path: Path):
