@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "imports": {"errors"},
     "sandbox": LEAVES,
     "threads": {"errors"},
+    "forks": set(),
     "functional": set(),
     "parts": set(),
     "batch": LEAVES | {"functional", "parts"},
@@ -46,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": LEAVES | CORE | CONTENT | {"runs.atomic"},
     # known architectures, computed with less: for whoever writes tokens and whoever scores them
     "forward": LEAVES,
-    "sampling": LEAVES | CORE | CONTENT | {"forward", "threads"},
+    "sampling": LEAVES | CORE | CONTENT | {"forward", "forks", "threads"},
     # an adapter switched off is the reference
     "learning": LEAVES | CORE | CONTENT | {"models.adapters", "forward", "threads"},
     "runs": LEAVES,

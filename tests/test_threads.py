@@ -63,7 +63,7 @@ def test_large_models_and_other_devices_have_one_lane(monkeypatch: pytest.Monkey
 def lanes(monkeypatch: pytest.MonkeyPatch, num: int) -> None:
     for module in (native, scoring, updater):
         monkeypatch.setattr(module, "num_lanes", lambda *_: num)
-    monkeypatch.setattr(native, "PARAMETERS_OF_LANES", 0)
+    monkeypatch.setattr(native, "PARAMETERS_OF_THREADS", 0)
     monkeypatch.setattr(native, "ROWS_OF_LANE", 2)
 
 

@@ -44,6 +44,12 @@ def peak_mb() -> float:
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
+def cpu_seconds() -> float:
+    """What this process and its children that have ended have worked, all threads together."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(used.ru_utime + used.ru_stime for used in both)
+
+
 def now_mb() -> float:
     """The memory that this process holds, in MiB; 0 where the system does not say."""
     pages = Path("/proc/self/statm")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.against_trl.child import Line, loaded, serve, step_row
+from benchmarks.against_trl.child import Line, cpu_seconds, loaded, serve, step_row
 from benchmarks.against_trl.workloads import Spec, prompts_of
 from melete.algorithms import resolve
 from melete.learning.local import LocalLearner
@@ -48,7 +48,7 @@ class Steps:
         self.learner = LocalLearner(
             model,
             optimizer=OptimizerSettings(lr=1e-6),
-            max_tokens_per_microbatch=2048,  # the default of a stage
+            max_tokens_per_microbatch=1024,  # the default of a stage
             after_step=RouterBalancer(model).step,
         )
         self.prompts = prompts_of(place)
@@ -63,7 +63,7 @@ class Steps:
     def run(self, number: int) -> dict[str, Any]:
         """Step `number`, counted from 0, as a row."""
         done: list[rl.Step] = []
-        started, worked = time.perf_counter(), time.process_time()
+        started, worked = time.perf_counter(), cpu_seconds()
         rl.train(
             start=number,
             stop=number + 1,
@@ -76,7 +76,7 @@ class Steps:
             algorithm=resolve("grpo", kl_coef=0.0),
             on_step=done.append,
         )
-        seconds, cpu = time.perf_counter() - started, time.process_time() - worked
+        seconds, cpu = time.perf_counter() - started, cpu_seconds() - worked
         rollouts = [rollout for group in done[0].groups for rollout in group.rollouts]
         return step_row(
             rollout=done[0].timings["sample_seconds"],

@@ -8,6 +8,8 @@ rollout's key and the token's position, so neither the other rows nor the order 
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from melete.forks import Fork, Tell, can_fork
 from melete.forward.rows import Prompts, Rows, lean_model
 from melete.forward.static_rows import StaticRows, can_be_static
 from melete.sampling.drawing import draw
@@ -27,8 +30,10 @@ from melete.sampling.rows import CachedRows, WrittenRows
 from melete.threads import in_lanes, num_lanes
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
 
-PARAMETERS_OF_LANES = 2_000_000  # of a smaller model two lanes wait for Python longer than for products
-ROWS_OF_LANE = 16  # that a part of a wave has at least, if it is written beside another
+PARAMETERS_OF_THREADS = 2_000_000  # of a smaller model two threads wait for Python longer than for products
+ROWS_OF_LANE = 32  # that a part of a wave has at least, if it is written beside another
+LANES_ARE_FORKS = sys.platform == "linux"  # a wave has the same lanes whether or not they can be forked just then
+_Written = Callable[[int, int, Completion], None]
 _Part = tuple[int, int, SampleRequest]  # number of a request, of the first of its keys, and those keys
 SPARE_TOKENS = 64  # room in the cache after the prompt before it is doubled
 
@@ -100,30 +105,73 @@ class NativeSampler:
         told = threading.Lock()
 
         def written(number: int, sibling: int, completion: Completion) -> None:
-            done[number][sibling] = completion
-            if on_completion:
-                with told:
-                    on_completion(number, sibling, completion)
-
-        def write(lane: list[_Part]) -> None:
-            places = [(number, start + n) for number, start, part in lane for n in range(len(part.keys))]
-            self._write([part for _, _, part in lane], settings, lambda row, c: written(*places[row], c))
+            with told:
+                if done[number][sibling] is None:  # a lane that is written again says what has been said
+                    done[number][sibling] = completion
+                    if on_completion:
+                        on_completion(number, sibling, completion)
 
         try:
             for wave in self._waves(requests):
                 if self.lean is not None:
                     self.lean.refresh()
-                lanes = self._lanes(wave)
-                list(in_lanes(write, lanes, len(lanes)))
+                self._write_lanes(self._lanes(wave), settings, written)
         finally:
             self.model.train(was_training)
         return [[completion for completion in siblings if completion is not None] for siblings in done]
 
+    def _write_lanes(self, lanes: Sequence[list[_Part]], settings: SamplingSettings, written: _Written) -> None:
+        """Lanes but the first in copies of this process where there can be some, else in threads or one by one."""
+        if len(lanes) == 1 or not can_fork():
+            num = len(lanes) if self.model.num_parameters() >= PARAMETERS_OF_THREADS else 1
+            list(in_lanes(lambda lane: self._write_lane(lane, settings, written), lanes, num))
+            return
+        left: list[list[_Part]] = []
+        copies: list[tuple[Fork, list[_Part]]] = []
+        try:
+            for lane in lanes[1:]:
+                try:
+                    copies.append((self._forked(lane, settings, written), lane))
+                except OSError:  # no memory or no process to be had
+                    left.append(lane)
+            self._write_lane(lanes[0], settings, written)
+            left.extend(lane for copy, lane in copies if not copy.join())
+        except BaseException:
+            for copy, _ in copies:
+                copy.kill()
+            raise
+        for lane in left:
+            self._write_lane(lane, settings, written)
+
+    def _forked(self, lane: list[_Part], settings: SamplingSettings, written: _Written) -> Fork:
+        def work(tell: Tell) -> None:
+            def tell_row(number: int, sibling: int, completion: Completion) -> None:
+                tell([number, sibling, dataclasses.astuple(completion)])
+
+            before = self.num_prefilled_tokens, self.num_decoded_tokens
+            self._write_lane(lane, settings, tell_row)
+            tell([self.num_prefilled_tokens - before[0], self.num_decoded_tokens - before[1]])
+
+        def hear(told: Any) -> None:
+            if len(told) == 2:
+                self.num_prefilled_tokens += told[0]
+                self.num_decoded_tokens += told[1]
+            else:
+                number, sibling, (tokens, logprobs, reason, version) = told
+                written(number, sibling, Completion(tuple(tokens), tuple(logprobs), reason, version))
+
+        return Fork(work, hear)
+
+    def _write_lane(self, lane: list[_Part], settings: SamplingSettings, written: _Written) -> None:
+        places = [(number, start + n) for number, start, part in lane for n in range(len(part.keys))]
+        self._write([part for _, _, part in lane], settings, lambda row, found: written(*places[row], found))
+
     def _lanes(self, wave: list[_Part]) -> list[list[_Part]]:
         """The wave in parts that are written side by side, each with prompts of its own."""
         num_rows = sum(len(part.keys) for _, _, part in wave)
-        is_small = self.lean is None or self.model.num_parameters() < PARAMETERS_OF_LANES
-        most = 1 if is_small else num_lanes(torch.get_num_threads(), self.model.device.type)
+        is_small = not LANES_ARE_FORKS and self.model.num_parameters() < PARAMETERS_OF_THREADS
+        alone = self.lean is None or is_small
+        most = 1 if alone else num_lanes(torch.get_num_threads(), self.model.device.type)
         num = max(1, min(most, len(wave), num_rows // ROWS_OF_LANE))
         lanes: list[list[_Part]] = [[]]
         begun = 0

@@ -176,7 +176,7 @@ class TrainingStage(Stage):
     """Optimizer steps over which the learning rate rises."""
     max_grad_norm: Positive = 1.0
     """Gradients with a larger norm are scaled down to it."""
-    max_tokens_per_microbatch: Count = 2048
+    max_tokens_per_microbatch: Count = 1024
     """Tokens, padding included, that one forward and backward pass may hold; limits memory, changes no result."""
     checkpoint_every_steps: CountOrNone = 10
     """Steps between checkpoints; 0 saves only when interrupted and at the end."""
