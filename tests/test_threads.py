@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch import nn
 
 from melete.algorithms import resolve
 from melete.batch import demonstrations
+from melete.forks import Fork, Tell
 from melete.learning import scoring, updater
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
@@ -90,25 +94,73 @@ def test_what_is_learnt_in_lanes_is_the_same_to_the_last_bit(kind: type, monkeyp
     assert all(torch.equal(*both) for both in zip(alone[2], beside[2], strict=True))
 
 
+def written(kind: type, num: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Completion], list[tuple[int, int]]]:
+    """Completions written in so many lanes, and the places of those that were told, in their order."""
+    lanes(monkeypatch, num)
+    sampler, told = NativeSampler(kind(), tokenizer()), list[tuple[int, int]]()
+    found = sampler.sample(
+        requests(), SamplingSettings(12), on_completion=lambda number, sibling, _: told.append((number, sibling))
+    )
+    if num > 1:
+        wave = next(sampler._waves(requests()))
+        assert len(sampler._lanes(wave)) == num and list(chain(*sampler._lanes(wave))) == wave
+    assert sampler.num_decoded_tokens == sum(len(one.tokens) for one in chain(*found))
+    return list(chain(*found)), told
+
+
+@pytest.mark.parametrize("how", ["forks", "threads"])
 @pytest.mark.parametrize("kind", [llama, deepseek])
-def test_what_is_written_in_lanes_is_the_same(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[list[list[Completion]]] = []
-    told: list[list[tuple[int, int]]] = []
-    for num in (1, 3):
-        lanes(monkeypatch, num)
-        told.append([])
-        sampler = NativeSampler(kind(), tokenizer())
-        heard = told[-1]
-        found.append(
-            sampler.sample(
-                requests(),
-                SamplingSettings(12),
-                on_completion=lambda number, sibling, _, heard=heard: heard.append((number, sibling)),
-            )
-        )
-        if num > 1:
-            wave = next(sampler._waves(requests()))
-            assert len(sampler._lanes(wave)) == 3 and list(chain(*sampler._lanes(wave))) == wave
-    for one, other in zip(chain(*found[0]), chain(*found[1]), strict=True):
+def test_what_is_written_in_lanes_is_the_same(kind: type, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, told_alone = written(kind, 1, monkeypatch)
+    monkeypatch.setattr(native, "can_fork", lambda: how == "forks")
+    beside, told = written(kind, 3, monkeypatch)
+    for one, other in zip(alone, beside, strict=True):
         assert one.tokens == other.tokens and one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
-    assert sorted(told[0]) == sorted(told[1])
+    assert sorted(told_alone) == sorted(told)
+
+
+class Fails(Fork):
+    """A copy that ends after its first row."""
+
+    def __init__(self, work: Callable[[Tell], None], hear: Callable[[Any], None]) -> None:
+        def begun(tell: Tell) -> None:
+            def once(value: Any) -> None:
+                tell(value)
+                os._exit(1)
+
+            work(once)
+
+        super().__init__(begun, hear)
+
+
+def none_to_be_had(*_: object) -> Fork:
+    raise OSError("no process")
+
+
+@pytest.mark.parametrize("fork", [Fails, none_to_be_had])
+def test_a_lane_whose_copy_fails_is_written_here_with_the_same_result(
+    fork: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, told_whole = written(llama, 3, monkeypatch)
+    monkeypatch.setattr(native, "Fork", fork)
+    again, told = written(llama, 3, monkeypatch)
+    assert again == whole
+    assert sorted(told) == sorted(told_whole)
+
+
+def test_an_error_in_one_lane_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes(monkeypatch, 3)
+    made: list[Fork] = []
+
+    def remembered(work: Callable[[Tell], None], hear: Callable[[Any], None]) -> Fork:
+        made.append(Fork(lambda _tell: time.sleep(60), hear))
+        return made[-1]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native, "Fork", remembered)
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        NativeSampler(llama(), tokenizer()).sample(requests(), SamplingSettings(12), on_completion=stop)
+    assert len(made) == 2 and not any(fork.join() for fork in made) and time.monotonic() - begun < 20
