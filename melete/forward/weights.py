@@ -14,6 +14,7 @@ from melete.forward.architectures import bias_of, layers_of, paired, rotated_pai
 
 _FEW_ROWS = 32  # up to which all experts of a small mixture are computed for every row
 _FEW_EXPERTS = 16
+_SMALL_WEIGHT = 2**18  # numbers; of 4 to 64 rows their products take 0.6 to 0.8 of the time when they lie by column
 _WIDE = 4  # times the hidden size: up to which the latents of all heads go to the output at once
 Change = Callable[[Tensor], Tensor]
 
@@ -41,7 +42,14 @@ def _as_it_is(weight: Tensor) -> Tensor:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor | None:
-    return (parts[0] if len(parts) == 1 else torch.cat(list(parts))) if parts else None
+    return _by_column(parts[0] if len(parts) == 1 else torch.cat(list(parts))) if parts else None
+
+
+def _by_column(weight: Tensor) -> Tensor:
+    """The same weight; a small one on a CPU lies in memory so that a product of few rows need not pack it first."""
+    if weight.dim() != 2 or weight.device.type != "cpu" or weight.numel() > _SMALL_WEIGHT:
+        return weight
+    return weight.t().contiguous().t()
 
 
 class Norm:
