@@ -59,6 +59,7 @@ class NativeSampler:
         self.end_tokens = torch.tensor(sorted(_end_tokens(model, tokenizer)), device=model.device)
         self.lean = lean_model(model)
         self.num_prefilled_tokens = self.num_decoded_tokens = 0  # how much work was done, padding not counted
+        self._counting = threading.Lock()
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Copies `weights` by name, unless they are the model's own, and takes their version.
@@ -148,14 +149,14 @@ class NativeSampler:
             def tell_row(number: int, sibling: int, completion: Completion) -> None:
                 tell([number, sibling, dataclasses.astuple(completion)])
 
+            self._counting = threading.Lock()  # another thread may have held it when the copy was made
             before = self.num_prefilled_tokens, self.num_decoded_tokens
             self._write_lane(lane, settings, tell_row)
             tell([self.num_prefilled_tokens - before[0], self.num_decoded_tokens - before[1]])
 
         def hear(told: Any) -> None:
             if len(told) == 2:
-                self.num_prefilled_tokens += told[0]
-                self.num_decoded_tokens += told[1]
+                self._count(*told)
             else:
                 number, sibling, (tokens, logprobs, reason, version) = told
                 written(number, sibling, Completion(tuple(tokens), tuple(logprobs), reason, version))
@@ -222,7 +223,7 @@ class NativeSampler:
         self, prompts: Sequence[tuple[int, ...]], prompt_of: Tensor, settings: SamplingSettings
     ) -> tuple[WrittenRows, Tensor]:
         """Rows that are about to be written, and the logits [B, V] of their first tokens."""
-        self.num_prefilled_tokens += sum(len(prompt) for prompt in prompts)
+        self._count(sum(len(prompt) for prompt in prompts), 0)
         room = min(SPARE_TOKENS, settings.max_new_tokens)
         if self.lean is not None:
             shared = Prompts(self.lean, prompts)
@@ -243,13 +244,14 @@ class NativeSampler:
     ) -> None:
         """Fills `wave` and hands over each row when it ends; ended rows are dropped from the batch now and then."""
         alive = torch.arange(len(wave.keys), device=logits.device)  # the wave's row of each row of the batch
+        num_decoded = 0
         for step in range(settings.max_new_tokens):
             drawn = uniforms(wave.keys[alive.cpu().numpy()], np.full(len(alive), step, dtype=np.uint64))
             tokens, logprobs = draw(logits, torch.from_numpy(drawn).to(logits.device), settings)
             wave.tokens[alive, step], wave.logprobs[alive, step] = tokens, logprobs
             ended = torch.isin(tokens, self.end_tokens) | self._ends_with_stop_string(wave, alive, step, settings)
             is_open = wave.lengths[alive] == 0
-            self.num_decoded_tokens += int(is_open.sum())
+            num_decoded += int(is_open.sum())
             wave.stopped[alive] |= ended & is_open
             wave.lengths[alive[ended & is_open]] = step + 1
             for row in alive[ended & is_open].tolist():
@@ -265,6 +267,12 @@ class NativeSampler:
                 alive, tokens = alive[kept], tokens[kept]
                 rows.keep(kept)
             logits = rows.step(tokens)
+        self._count(0, num_decoded)
+
+    def _count(self, num_prefilled: int, num_decoded: int) -> None:
+        with self._counting:  # lanes count at the same time
+            self.num_prefilled_tokens += num_prefilled
+            self.num_decoded_tokens += num_decoded
 
     def _ends_with_stop_string(self, wave: _Wave, alive: Tensor, step: int, settings: SamplingSettings) -> Tensor:
         if not settings.stop_strings:
