@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from melete.forward.architectures import heads, knows, layers_of, rotations
 from melete.forward.layout import Layout
 
-SHORT = 256  # keys up to which plain products are faster on a CPU than its fused kernel
+SHORT = 32  # keys up to which plain products are faster on a CPU than its fused kernel
 
 
 def states_at(trunk: Any, tokens: Tensor, where: Tensor) -> Tensor:
@@ -71,11 +71,12 @@ def _attend(found: tuple[Tensor, Tensor, Tensor], scale: float, layout: Layout) 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """softmax(scale q k^T) v under a mask: q [B, H, T, D], k [B, K, L, D], v [B, K, L, E], mask [B or 1, 1, T, L]."""
     k, v = (_spread(states, q.shape[1] // k.shape[1]) for states in (k, v))
-    if q.device.type != "cpu" or k.shape[2] > SHORT:
+    is_long = k.shape[2] > SHORT and q.shape[-1] == v.shape[-1]  # the kernel has no form for unequal sizes
+    if is_long or q.device.type != "cpu":
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf).expand(*q.shape[:3], -1).flatten(0, 1)
-    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale)
-    return (scores.softmax(dim=-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
+    scores = (q * scale) @ k.transpose(2, 3)
+    scores += q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    return scores.softmax(dim=-1) @ v
 
 
 def _spread(states: Tensor, group: int) -> Tensor:
