@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = {"melete": "melete_step", "trl": "trl_step", "trl_batching": "trl_step", "floor": "floor"}
 
 
-SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_BETWEEN_LOOKS = 0.25  # reading a process's pages holds up its own use of them
 
 
 class SideError(Exception):
