@@ -147,7 +147,7 @@ class Layout:
 def buckets_of(lengths: Sequence[int], beginning: int) -> list[list[int]]:
     """Numbers of the rows with any tokens, longest first, in buckets whose attention is done at once.
 
-    A row joins a bucket while padding it to the longest costs at most half of what is computed for it, or so little
+    A row joins a bucket while padding it to the longest is at most a quarter of what is computed for it, or so little
     that another product would cost more. A row of W tokens looks at W * (`beginning` + W) places.
 
     >>> buckets_of([200, 0, 20, 190, 180], 100)
@@ -157,7 +157,7 @@ def buckets_of(lengths: Sequence[int], beginning: int) -> list[list[int]]:
     area = 0
     for row in sorted((row for row in range(len(lengths)) if lengths[row]), key=lambda row: -lengths[row]):
         own = lengths[row] * (beginning + lengths[row])
-        if not buckets or (area > 2 * own and area - own > LITTLE):
+        if not buckets or (3 * area > 4 * own and area - own > LITTLE):
             buckets.append([])
             area = own
         buckets[-1].append(row)
