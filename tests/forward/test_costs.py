@@ -89,8 +89,8 @@ def test_attention_pads_little_when_lengths_are_spread() -> None:
     buckets = buckets_of(lengths, 150)
     looked_at = sum(len(rows) * (most := max(lengths[row] for row in rows)) * (150 + most) for rows in buckets)
     assert sorted(row for rows in buckets for row in rows) == list(range(48))
-    assert looked_at < 1.5 * wanted < 48 * 256 * 406 / 1.5
-    assert len(buckets) <= 6
+    assert looked_at < 1.2 * wanted < 48 * 256 * 406 / 1.5
+    assert len(buckets) <= 10
 
 
 def test_a_layout_holds_each_token_once_and_no_padding() -> None:
