@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -159,9 +160,9 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, num_tokens: int, number: int) ->
 def _choose_ends(place: Path, prompts: Sequence[str], workload: Workload) -> None:
     """Names end tokens in the generation config, so that completions come to the workload's mean length.
 
-    They are found on completions that nothing ended: tokens are added in a fixed random order while the mean comes
-    nearer. The tokenizer's own end token always counts; where it alone ends too soon, the special token that is said
-    least takes its place.
+    They are found on completions that nothing ended: tokens that several of them say are added in a fixed random order
+    while the mean comes nearer. The tokenizer's own end token always counts; where it alone ends too soon, the special
+    token that is said least takes its place.
     """
     tokenizer, model = load_tokenizer(place), load_model(place, device="cpu", dtype="float32")
     written = _endless(model, tokenizer, prompts, workload)
@@ -179,12 +180,15 @@ def _choose_ends(place: Path, prompts: Sequence[str], workload: Workload) -> Non
 def chosen_ends(written: np.ndarray, own: int, mean_tokens: float) -> list[int]:
     """End tokens, `own` first, with which the rows `written` [B, T] come nearest to a mean length in tokens.
 
-    >>> chosen_ends(np.array([[7, 8, 9, 9], [8, 8, 7, 9]]), 1, 2.0)      # 7 ends them after 1 and 3 tokens
-    [1, 7]
+    One that is said in fewer than a sixteenth of the rows is left alone: other rows would hardly say it.
+
+    >>> chosen_ends(np.array([[7, 8, 9, 9], [8, 8, 7, 9]]), 1, 2.0)  # 9 is tried first, and 7 comes nearer
+    [1, 9, 7]
     """
     ends = [own]
     lengths = _lengths(written, own)
-    candidates = sorted(set(written.ravel().tolist()) - {own})
+    in_rows = Counter(token for row in written.tolist() for token in set(row))
+    candidates = sorted(token for token, count in in_rows.items() if token != own and 16 * count >= len(written))
     random.Random("ends").shuffle(candidates)
     for token in candidates:
         shorter = np.minimum(lengths, _lengths(written, token))
@@ -204,7 +208,7 @@ def _endless(model: Any, tokenizer: Any, prompts: Sequence[str], workload: Workl
     """Completions [B, max_new_tokens] that no token ends."""
     sampler = NativeSampler(model, tokenizer)
     sampler.end_tokens = torch.tensor([-1])
-    num_rows = 32 if model.num_parameters() > 20_000_000 else 256
+    num_rows = 128 if model.num_parameters() > 20_000_000 else 256
     asked = list(prompts[: min(len(prompts), num_rows // 4)])
     requests = [
         SampleRequest(
