@@ -68,9 +68,12 @@ def rotations(trunk: Any, like: Tensor, positions: Tensor) -> tuple[Tensor, Tens
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
     """The rotary embedding of x [N, H, D] (Su et al. 2021); `interleaved` makes pairs of neighbours, as DeepSeek."""
     half = x.shape[-1] // 2
-    cos, sin = cos[..., :half], sin[..., :half]
-    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    if interleaved:
+        (first, second), cos, sin = x.unflatten(-1, (-1, 2)).unbind(-1), cos[..., :half], sin[..., :half]
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed)
 
 
 def paired(x: Tensor) -> Tensor:
