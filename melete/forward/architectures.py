@@ -6,11 +6,13 @@ tokens are laid out is different. A model that it does not know is left to trans
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+
+from melete.forward.products import is_linear
 
 GROUPED = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")  # queries share keys and values in groups
 LATENT = ("DeepseekV3Model",)  # keys and values are made from a latent per token (MLA, DeepSeek-V2)
@@ -136,15 +138,15 @@ def expanded(attention: Any, plain: Tensor, turned: Tensor, content: Tensor, key
 
 def weight_of(module: nn.Module) -> Tensor | None:
     """The weight that a linear layer multiplies by, an adapter of it included; None where it cannot be told."""
-    if type(module) is nn.Linear:
-        return module.weight
+    if is_linear(module):
+        return cast(nn.Linear, module).weight
     base = getattr(module, "base_layer", None)
-    if type(base) is not nn.Linear or not hasattr(module, "get_delta_weight"):
+    if not is_linear(base) or not hasattr(module, "get_delta_weight"):
         return None
     adapter: Any = module
     if any(getattr(adapter, "use_dora", {}).values()) or adapter.merged_adapters:
         return None
-    weight = base.weight.detach()
+    weight = cast(nn.Linear, base).weight.detach()
     if adapter.disable_adapters:
         return weight
     for name in adapter.active_adapters:

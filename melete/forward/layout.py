@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from melete.forward.products import ROWS_TOGETHER
+
 LITTLE = 2048  # places to look at, of one head, that cost less than a product of their own
 
 
@@ -73,7 +75,8 @@ class Bucket:
 class Layout:
     """P different beginnings, then what is left of each of B rows, bucket by bucket: N tokens, M of them asked for.
 
-    Rows with the same beginning share it, so it is computed once.
+    Rows with the same beginning share it, so it is computed once. The last `num_idle` tokens belong to no row and nobody
+    looks at them: they round N up, so that products meet few different numbers of rows.
     """
 
     tokens: Tensor  # [N]
@@ -83,6 +86,7 @@ class Layout:
     causal: Tensor  # [1, 1, L, L]
     rests: tuple[Bucket, ...]
     wanted: Tensor  # [M] numbers of flat tokens, in the order of the rows; a shared one may come several times
+    num_idle: int
 
     @classmethod
     def of(cls, tokens: Tensor, where: Tensor) -> Layout:
@@ -116,18 +120,21 @@ class Layout:
         within = torch.arange(num_beginning, num_beginning + len(row_of_rest)) - offsets[row_of_rest]
         positions = torch.cat([beginnings.places % max(beginnings.width, 1), within + starts[row_of_rest]])
         uses = torch.bincount(of, minlength=len(numbers))
-        counts = [torch.repeat_interleave(uses, beginnings.lengths), torch.ones(len(row_of_rest), dtype=torch.long)]
+        num_idle = -(num_beginning + len(row_of_rest)) % ROWS_TOGETHER
+        idle = torch.zeros(num_idle, dtype=torch.long)
+        counts = [torch.repeat_interleave(uses, beginnings.lengths), torch.ones_like(row_of_rest), idle]
         flat = [token for part in (*numbers, *(rests[row] for row in in_order)) for token in part]
         row, column = asked.nonzero(as_tuple=True)
         in_beginning = (beginnings.lengths.cumsum(0) - beginnings.lengths)[of[row]] + column
         layout = cls(
-            tokens=torch.tensor(flat, dtype=torch.long),
-            positions=positions,
+            tokens=torch.cat([torch.tensor(flat, dtype=torch.long), idle]),
+            positions=torch.cat([positions, idle]),
             counts=torch.cat(counts),
             beginnings=beginnings,
             causal=torch.ones(beginnings.width, beginnings.width, dtype=torch.bool).tril()[None, None],
             rests=tuple(_bucket([rests[row] for row in bucket], of[bucket], starts[bucket]) for bucket in buckets),
             wanted=torch.where(column < starts[row], in_beginning, offsets[row] + column - starts[row]),
+            num_idle=num_idle,
         )
         return layout if device.type == "cpu" else layout.to(device)
 
@@ -141,6 +148,7 @@ class Layout:
             self.causal.to(device),
             tuple(bucket.to(device) for bucket in self.rests),
             self.wanted.to(device),
+            self.num_idle,
         )
 
 

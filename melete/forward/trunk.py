@@ -54,18 +54,18 @@ def _layer(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout)
 
 def _attend(found: tuple[Tensor, Tensor, Tensor], scale: float, layout: Layout) -> Tensor:
     """What each token [N] takes from those before it: [N, H * E]."""
-    sizes = [len(layout.beginnings.places), *(len(bucket.grid.places) for bucket in layout.rests)]
+    sizes = [len(layout.beginnings.places), *(len(bucket.grid.places) for bucket in layout.rests), layout.num_idle]
     shares = zip(*(stream.split(sizes) for stream in found), strict=True)
     q, k, v = (layout.beginnings.padded(stream).transpose(1, 2) for stream in next(shares))
     taken = [layout.beginnings.flat(attend(q, k, v, layout.causal, scale).transpose(1, 2)).flatten(1)]
-    for bucket, part in zip(layout.rests, shares, strict=True):
+    for bucket, part in zip(layout.rests, shares, strict=False):
         own_q, own_k, own_v = (bucket.grid.padded(stream).transpose(1, 2) for stream in part)
         width = bucket.mask.shape[-1] - bucket.grid.width  # of the longest beginning in the bucket
         keys = torch.cat([k[:, :, :width].index_select(0, bucket.beginning_of), own_k], dim=2)
         values = torch.cat([v[:, :, :width].index_select(0, bucket.beginning_of), own_v], dim=2)
         rest = attend(own_q, keys, values, bucket.mask, scale)
         taken.append(bucket.grid.flat(rest.transpose(1, 2)).flatten(1))
-    return torch.cat(taken)
+    return torch.cat([*taken, taken[0].new_zeros(layout.num_idle, taken[0].shape[1])])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:

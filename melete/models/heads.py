@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.utils import logging
 
 from melete.errors import ModelError
+from melete.forward.products import quickened
 from melete.models.adapters import is_adapter
 from melete.models.load import (
     DAMAGED,
@@ -114,7 +115,7 @@ def _load(path: Path, dtype: DType, **settings: Any) -> tuple[Any, set[str]]:
     if not is_scalar or model.base_model is model:
         what = f"{type(model).__name__} does not give one score per token by a linear head"
         raise ModelError(what, place=str(path), remedy="a decoder such as Llama, Qwen or DeepSeek-V3, with one label")
-    return model.eval(), missing
+    return quickened(model.eval()), missing
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from melete.errors import ModelError
+from melete.forward.products import quickened
 from melete.models.adapters import base_of, is_adapter, with_adapter_merged
 from melete.models.fit import DAMAGED, available_memory, bytes_to_train, refuse_if_too_large
 from melete.models.places import resolve_model
@@ -67,7 +68,7 @@ def load_model(name: str | Path, *, device: Device = "auto", dtype: DType = "aut
     if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers in their place
         what = f"{len(missing)} weights are missing, the first is {missing[0]}"
         raise ModelError(what, place=str(path), remedy=DAMAGED)
-    return model.to(place).eval()
+    return quickened(model.to(place).eval())
 
 
 def refuse_too_large_to_train(path: Path, *, device: Device, dtype: DType, with_adapter: bool) -> None:

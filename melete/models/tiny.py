@@ -18,6 +18,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from melete.forward.products import quickened
+
 Architecture = Literal["deepseek_v3", "qwen3", "llama"]
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -80,11 +82,11 @@ def tiny_model(
         "pad_token_id": cast(int, tokenizer.pad_token_id),
     }
     if architecture == "deepseek_v3":
-        return DeepseekV3ForCausalLM(_deepseek_v3(shared))
+        return quickened(DeepseekV3ForCausalLM(_deepseek_v3(shared)))
     dense: dict[str, Any] = shared | {"num_key_value_heads": 2, "head_dim": hidden_size // 4}
     if architecture == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**dense))
-    return LlamaForCausalLM(LlamaConfig(**dense))
+        return quickened(Qwen3ForCausalLM(Qwen3Config(**dense)))
+    return quickened(LlamaForCausalLM(LlamaConfig(**dense)))
 
 
 def _deepseek_v3(shared: dict[str, Any]) -> DeepseekV3Config:

@@ -1,0 +1,130 @@
+"""Products of matrices on a CPU, by the faster of the two libraries that torch carries.
+
+torch leaves products in fp32 to MKL, whose kernels of 512 bits run on Intel's processors alone. On another processor that
+has such instructions oneDNN, which torch carries too, takes less than half of the time (LOG.md). Which library it is
+depends on the machine, never on a measurement, because the order of a sum does: the same machine has the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from melete.errors import RecipeError
+
+_Module = TypeVar("_Module", bound=nn.Module)
+CHOICE = "MELETE_PRODUCTS"
+LIBRARIES = ("blas", "onednn")
+# oneDNN makes a program for each number of rows that it meets, in a third of a millisecond; so there are few numbers
+ROWS_TOGETHER = 32
+_SMALL_WEIGHT = 2**18  # numbers; of 4 to 64 rows MKL's products take 0.6 to 0.8 of the time when they lie by column
+
+
+def library_for(environment: Mapping[str, str], capability: str, vendor: str) -> str:
+    """The library for a CPU by its maker and the instructions that torch found; MELETE_PRODUCTS has the last word.
+
+    >>> library_for({}, "AVX512", "AuthenticAMD"), library_for({}, "AVX512", "GenuineIntel"), library_for({}, "AVX2", "")
+    ('onednn', 'blas', 'blas')
+    """
+    chosen = environment.get(CHOICE, "").strip()
+    if chosen and chosen not in LIBRARIES:
+        raise RecipeError(
+            f"{CHOICE} is {chosen!r}, not a library for products",
+            place=f"environment variable {CHOICE}",
+            remedy=f"set it to {' or '.join(LIBRARIES)}, or unset it",
+        )
+    is_wide = capability.startswith("AVX512")
+    return chosen or ("onednn" if is_wide and "Intel" not in vendor and vendor else "blas")
+
+
+@cache
+def library() -> str:
+    """The library for this machine; "blas" where torch has no other. Asked once in a process."""
+    chosen = library_for(os.environ, torch.backends.cpu.get_cpu_capability(), _vendor())
+    is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return chosen if is_there else "blas"
+
+
+def _vendor() -> str:
+    """Who made the processor; empty where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("vendor_id")), "")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., d] times weight [o, d] transposed, plus bias [o]: [..., o], with gradients where they are asked for."""
+    if not _is_for_onednn(x, weight):
+        return nn.functional.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
+        return cast(Tensor, _Linear.apply(x, weight, bias))  # pyright: ignore[reportUnknownMemberType]
+    return _by_onednn(x, weight, bias)
+
+
+def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
+    is_plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
+    return is_plain and library() == "onednn"
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """The product with its gradients, which are products of the same kind."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _by_onednn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad, (of_x, of_weight, of_bias) = grads[0], ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            _by_onednn(grad, weight.t(), None) if of_x else None,
+            _by_onednn(rows.t(), x.flatten(0, -2).t(), None) if of_weight else None,
+            rows.sum(dim=0) if of_bias else None,
+        )
+
+
+class QuickLinear(nn.Linear):
+    """A linear layer whose products are those of `linear`; in all else it is torch's."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        return linear(input, self.weight, self.bias)
+
+
+def quickened(model: _Module) -> _Module:
+    """The same model, its plain linear layers with the machine's faster products; nothing is copied or renamed."""
+    if library() == "onednn":
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = QuickLinear
+    return model
+
+
+def is_linear(module: object) -> bool:
+    """Whether a module is a linear layer and nothing more."""
+    return type(module) in (nn.Linear, QuickLinear)
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """The same weight [o, d] as it lies best in memory for products of few rows on a CPU, which then need not pack it."""
+    is_matrix = weight.dim() == 2 and weight.device.type == "cpu"
+    if not is_matrix or (library() == "blas" and weight.numel() > _SMALL_WEIGHT):
+        return weight
+    return weight.t().contiguous().t()
