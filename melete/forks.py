@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 Tell = Callable[[Any], None]
+_DONE = ".\n"  # the last line of a copy that has done its work
 PATIENCE = 10.0  # seconds without any work after which a copy is taken to wait for a lock
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -30,11 +31,15 @@ def can_fork() -> bool:
     return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
 
 
+_leaving: list[Fork] = []  # copies whose work is done: the system takes a while to clear one away
+
+
 class Fork:
     """A copy of this process that does `work`; `hear` is called in a thread with each JSON value that it tells."""
 
     def __init__(self, work: Callable[[Tell], None], hear: Callable[[Any], None]) -> None:
         """Raises `OSError` where no process can be made."""
+        _leaving[:] = [copy for copy in _leaving if not copy._has_left()]
         self._hear, self._error = hear, None
         parent, (mine, theirs) = os.getpid(), os.pipe()
         libc = ctypes.CDLL(None)
@@ -53,6 +58,7 @@ class Fork:
             os.close(theirs)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._status: int | None = None
+        self._is_done = False
         self._listener = threading.Thread(target=self._listen, args=(mine,), name="fork", daemon=True)
         self._listener.start()
 
@@ -60,13 +66,15 @@ class Fork:
         try:
             with os.fdopen(mine) as told:
                 for line in told:
-                    if line.endswith("\n"):  # the last one may have been cut
+                    if line == _DONE:
+                        self._is_done = True
+                    elif line.endswith("\n"):  # the last one may have been cut
                         self._hear(json.loads(line))
         except BaseException as error:  # of the listener's: raised where the work is waited for
             self._error = error
 
     def join(self) -> bool:
-        """Waits for the end; whether all of the work was done. Raises what `hear` raised."""
+        """Waits until nothing more is told; whether all of the work was done. Raises what `hear` raised."""
         worked, since = -1.0, time.monotonic()
         while self._listener.is_alive():
             self._listener.join(0.5)
@@ -75,10 +83,13 @@ class Fork:
                 worked, since = seconds, time.monotonic()
             elif time.monotonic() - since > PATIENCE:
                 self.kill()
-        self._end()
+        if self._is_done:
+            _leaving.append(self)
+        else:
+            self._end()
         if self._error is not None:
             raise self._error
-        return self._status == 0
+        return self._is_done
 
     def kill(self) -> None:
         """Ends it at once."""
@@ -86,6 +97,12 @@ class Fork:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
             self._end()
+
+    def _has_left(self) -> bool:
+        if self._status is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            self._status = status if pid else None
+        return self._status is not None
 
     def _end(self) -> None:
         if self._status is None:
@@ -102,6 +119,7 @@ def _work_and_exit(work: Callable[[Tell], None], theirs: int, parent: int, libc:
         if os.getppid() == parent:
             with os.fdopen(theirs, "w") as out:
                 work(lambda value: _say(out, value))
+                out.write(_DONE)
             code = 0
     finally:
         os._exit(code)  # nothing of the parent's is flushed, closed or said twice

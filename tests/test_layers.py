@@ -44,7 +44,8 @@ ALLOWED: dict[str, set[str]] = {
     "datasets": LEAVES | {"text", "batch", "runs.atomic"},
     # lessons for a judge are asked as the judge will be
     "corpus": LEAVES | {"text", "tasks", "rewards.judge_prompts"},
-    "models": LEAVES | CORE | CONTENT | {"runs.atomic"},
+    # a model that is loaded multiplies as the machine does it best
+    "models": LEAVES | CORE | CONTENT | {"runs.atomic", "forward.products"},
     # known architectures, computed with less: for whoever writes tokens and whoever scores them
     "forward": LEAVES,
     "sampling": LEAVES | CORE | CONTENT | {"forward", "forks", "threads"},

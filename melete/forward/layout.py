@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from melete.forward.products import ROWS_TOGETHER
+from melete.forward.products import rows_together
 
 LITTLE = 2048  # places to look at, of one head, that cost less than a product of their own
 
@@ -75,8 +75,8 @@ class Bucket:
 class Layout:
     """P different beginnings, then what is left of each of B rows, bucket by bucket: N tokens, M of them asked for.
 
-    Rows with the same beginning share it, so it is computed once. The last `num_idle` tokens belong to no row and nobody
-    looks at them: they round N up, so that products meet few different numbers of rows.
+    Rows with the same beginning share it, so it is computed once. The last `num_idle` tokens belong to no row, and no
+    token looks at them: they round N up, so that products meet few different numbers of rows.
     """
 
     tokens: Tensor  # [N]
@@ -120,7 +120,7 @@ class Layout:
         within = torch.arange(num_beginning, num_beginning + len(row_of_rest)) - offsets[row_of_rest]
         positions = torch.cat([beginnings.places % max(beginnings.width, 1), within + starts[row_of_rest]])
         uses = torch.bincount(of, minlength=len(numbers))
-        num_idle = -(num_beginning + len(row_of_rest)) % ROWS_TOGETHER
+        num_idle = -(num_beginning + len(row_of_rest)) % rows_together()
         idle = torch.zeros(num_idle, dtype=torch.long)
         counts = [torch.repeat_interleave(uses, beginnings.lengths), torch.ones_like(row_of_rest), idle]
         flat = [token for part in (*numbers, *(rests[row] for row in in_order)) for token in part]

@@ -1,8 +1,8 @@
 """Products of matrices on a CPU, by the faster of the two libraries that torch carries.
 
-torch leaves products in fp32 to MKL, whose kernels of 512 bits run on Intel's processors alone. On another processor that
-has such instructions oneDNN, which torch carries too, takes less than half of the time (LOG.md). Which library it is
-depends on the machine, never on a measurement, because the order of a sum does: the same machine has the same numbers.
+torch leaves products in fp32 to MKL, whose kernels of 512 bits run on Intel's processors alone. On another processor
+that has such instructions oneDNN, which torch carries too, takes less than half of the time (LOG.md). Which library it
+is depends on the machine, never on a measurement: the order of sums depends on it, and one machine has one result.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from melete.errors import RecipeError
 _Module = TypeVar("_Module", bound=nn.Module)
 CHOICE = "MELETE_PRODUCTS"
 LIBRARIES = ("blas", "onednn")
-# oneDNN makes a program for each number of rows that it meets, in a third of a millisecond; so there are few numbers
-ROWS_TOGETHER = 32
+_ROWS_TOGETHER = 32
 _SMALL_WEIGHT = 2**18  # numbers; of 4 to 64 rows MKL's products take 0.6 to 0.8 of the time when they lie by column
 
 
 def library_for(environment: Mapping[str, str], capability: str, vendor: str) -> str:
     """The library for a CPU by its maker and the instructions that torch found; MELETE_PRODUCTS has the last word.
 
-    >>> library_for({}, "AVX512", "AuthenticAMD"), library_for({}, "AVX512", "GenuineIntel"), library_for({}, "AVX2", "")
-    ('onednn', 'blas', 'blas')
+    >>> library_for({}, "AVX512", "AuthenticAMD"), library_for({}, "AVX512", "GenuineIntel")
+    ('onednn', 'blas')
     """
     chosen = environment.get(CHOICE, "").strip()
     if chosen and chosen not in LIBRARIES:
@@ -51,6 +50,11 @@ def library() -> str:
     chosen = library_for(os.environ, torch.backends.cpu.get_cpu_capability(), _vendor())
     is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return chosen if is_there else "blas"
+
+
+def rows_together() -> int:
+    """What numbers of rows are rounded up to: oneDNN makes a program for each that it meets, in a third of a ms."""
+    return _ROWS_TOGETHER if library() == "onednn" else 1
 
 
 def _vendor() -> str:
@@ -104,7 +108,7 @@ class _Linear(torch.autograd.Function):
 class QuickLinear(nn.Linear):
     """A linear layer whose products are those of `linear`; in all else it is torch's."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+    def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 
 
@@ -123,7 +127,7 @@ def is_linear(module: object) -> bool:
 
 
 def laid_out(weight: Tensor) -> Tensor:
-    """The same weight [o, d] as it lies best in memory for products of few rows on a CPU, which then need not pack it."""
+    """The same weight [o, d] as it lies best in memory for products of few rows on a CPU: there is less to pack."""
     is_matrix = weight.dim() == 2 and weight.device.type == "cpu"
     if not is_matrix or (library() == "blas" and weight.numel() > _SMALL_WEIGHT):
         return weight

@@ -97,7 +97,11 @@ def _by_head(grid: Grid, flat: Tensor) -> Tensor:
 
 
 class Rows:
-    """R rows under way, each with its prompt; `step` writes one token of each."""
+    """R rows under way, each with its prompt; `step` writes one token of each.
+
+    What has been written is in two parts: `early`, without a gap in memory, and `late`, which has room for `room` tokens
+    and joins the other when that is used up or rows leave. Memory without gaps is read up to three times as fast.
+    """
 
     compact_share = 0.75
 
@@ -105,8 +109,9 @@ class Rows:
         self.model, self.room = model, room
         self.prompts, self.bias, self.prompt_of = list(prompts.layers), prompts.bias, prompt_of
         self.next_position = prompts.lengths[prompt_of]
-        self.num_own = 0
-        self.own: list[list[Tensor]] = []
+        self.num_late = 0
+        self.early: list[list[Tensor]] = []
+        self.late: list[list[Tensor]] = []
         self.is_copied = prompts.width <= SHORT_PROMPT
         if self.is_copied:
             self._copy_prompts()
@@ -118,19 +123,20 @@ class Rows:
         trunk = self.model.trunk
         hidden = trunk.embed_tokens(tokens)
         turns = pair_rotations(trunk, hidden, self.next_position)
+        if self.late and self.num_late == self.late[0][0].shape[2]:
+            self._join(None)
         for number, layer in enumerate(self.model.layers):
             queries, keys, values = layer.attention.queries(layer.before(hidden), turns)
             taken = self._attend(number, queries, keys, values, layer.attention)
             hidden = hidden + layer.attention.finish(taken)
             hidden = hidden + layer.mlp(layer.between(hidden))
-        self.num_own += 1
+        self.num_late += 1
         self.next_position = self.next_position + 1
         return self.model.head(self.model.norm(hidden))
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows only, in this order."""
-        # several times as fast as indexing
-        self.own = [[states.index_select(0, rows) for states in layer] for layer in self.own]
+        self._join(rows)
         self.next_position = self.next_position[rows]
         if self.is_copied:
             self.bias = None if self.bias is None else self.bias[rows]
@@ -142,14 +148,36 @@ class Rows:
             self.bias = None if self.bias is None else self.bias[left]
         self._arrange()
 
+    def _join(self, rows: Tensor | None) -> None:
+        """Puts what has been written into `early`, of these rows only; `late` is empty then."""
+
+        def joined(*parts: Tensor) -> Tensor:
+            # `index_select` is several times as fast as indexing
+            left = parts if rows is None else [part.index_select(0, rows) for part in parts]
+            return torch.cat(list(left), dim=2)
+
+        late = [[part[:, :, : self.num_late] for part in layer] for layer in self.late]
+        if self.early and late:
+            both = zip(self.early, late, strict=True)
+            self.early = [[joined(*parts) for parts in zip(*layers, strict=True)] for layers in both]
+        else:
+            self.early = [[joined(part) for part in layer] for layer in self.early or late]
+        self.num_late, self.late = 0, []
+
     def _copy_prompts(self) -> None:
         """Gives each row a copy of its prompt, as the first of its own tokens."""
-        self.num_own = self.prompts[0].keys.shape[2]
+        self.num_late = self.prompts[0].keys.shape[2]
         for kept in self.prompts:
-            found = [part.index_select(0, self.prompt_of) for part in kept if part is not None]
-            self.own.append([torch.nn.functional.pad(part, (0, 0, 0, self.room)) for part in found])
+            parts = [part.index_select(0, self.prompt_of) for part in kept if part is not None]
+            self.late.append([self._with_room(part) for part in parts])
         self.bias = None if self.bias is None else self.bias[self.prompt_of]
         self.prompts = []
+
+    def _with_room(self, part: Tensor) -> Tensor:
+        """The same [R, K, T, D], with room behind it for tokens that are to come."""
+        buffer = part.new_empty(*part.shape[:2], part.shape[2] + self.room, part.shape[3])
+        buffer[:, :, : part.shape[2]] = part
+        return buffer
 
     def _arrange(self) -> None:
         """Places the rows in a grid [P, S] by prompt, so that a prompt's keys are read once for all of its rows."""
@@ -179,21 +207,23 @@ class Rows:
 
     def _attend(self, number: int, q: Tensor, keys: Tensor, values: Tensor | None, attention: Any) -> Tensor:
         """What each head takes [R, H, E]; the keys and values of the new token are kept."""
-        own = self._written(number, keys, values)
+        parts = [*self.early[number : number + 1], self._written(number, keys, values)]
         q = q.unflatten(1, (keys.shape[1], -1))  # [R, K, g, D]
-        scores = q @ own[0].transpose(2, 3)
-        own_values = self._values(own[0], own[1] if len(own) > 1 else None, attention)
-        if self.is_copied:
-            if self.bias is not None:
-                scores[..., : self.bias.shape[-1]] += self.bias
-            taken = scores.float().softmax(dim=-1).to(q.dtype) @ own_values
-        else:
+        scores = [q @ part[0].transpose(2, 3) for part in parts]
+        if not self.is_copied:
+            scores.insert(0, self._to_prompts(q, self.prompts[number].keys.transpose(2, 3), self.bias))
+        elif self.bias is not None:
+            scores[0][..., : self.bias.shape[-1]] += self.bias
+        joined = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
+        shares = joined.float().softmax(dim=-1).to(q.dtype).split([score.shape[-1] for score in scores], dim=-1)
+        taken = None
+        if not self.is_copied:
             prompt = self.prompts[number]
-            begun = self._to_prompts(q, prompt.keys.transpose(2, 3), self.bias)
-            length = begun.shape[-1]
-            shares = torch.cat([begun, scores], dim=-1).float().softmax(dim=-1).to(q.dtype)
-            taken = self._to_prompts(shares[..., :length], self._values(prompt.keys, prompt.values, attention))
-            taken = taken + shares[..., length:] @ own_values
+            taken = self._to_prompts(shares[0], self._values(prompt.keys, prompt.values, attention))
+        for share, part in zip(shares[len(shares) - len(parts) :], parts, strict=True):
+            found = share @ self._values(part[0], part[1] if len(part) > 1 else None, attention)
+            taken = found if taken is None else taken + found
+        assert taken is not None
         return taken.flatten(1, 2)
 
     def _to_prompts(self, rows: Tensor, states: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -209,14 +239,11 @@ class Rows:
         return keys[..., : attention.rank]
 
     def _written(self, number: int, keys: Tensor, values: Tensor | None) -> list[Tensor]:
-        """The rows' own keys and values so far [R, K, T, D], the new token's among them."""
+        """The rows' late keys and values so far [R, K, T, D], the new token's among them."""
         new = [keys] if values is None else [keys, values]
-        if number == len(self.own):
-            self.own.append([part.new_empty(*part.shape[:2], self.room, part.shape[2]) for part in new])
-        buffers = self.own[number]
-        if self.num_own == buffers[0].shape[2]:
-            buffers = [torch.cat([buffer, torch.empty_like(buffer)], dim=2) for buffer in buffers]
-            self.own[number] = buffers
+        if number == len(self.late):
+            self.late.append([part.new_empty(*part.shape[:2], self.room, part.shape[2]) for part in new])
+        buffers = self.late[number]
         for buffer, part in zip(buffers, new, strict=True):
-            buffer[:, :, self.num_own] = part
-        return [buffer[:, :, : self.num_own + 1] for buffer in buffers]
+            buffer[:, :, self.num_late] = part
+        return [buffer[:, :, : self.num_late + 1] for buffer in buffers]

@@ -116,9 +116,25 @@ def test_a_long_prompt_is_read_once_for_all_of_its_rows() -> None:
     rows = Rows(lean, Prompts(lean, [PROMPTS[0] * 9, PROMPTS[1] * 9]), torch.tensor([0] * 8 + [1] * 8), room=4)
     rows.step(torch.full((16,), 7))
     assert [kept.keys.shape[0] for kept in rows.prompts] == [2, 2]
-    assert [own[0].shape[:3] for own in rows.own] == [(16, 2, 4)] * 2
+    assert [late[0].shape[:3] for late in rows.late] == [(16, 2, 4)] * 2
     rows.keep(torch.tensor([1, 2]))
     assert [kept.keys.shape[0] for kept in rows.prompts] == [1, 1]
+
+
+@pytest.mark.parametrize("prompt", [(1, 40, 41), tuple(range(1, 60))])
+@torch.no_grad()
+def test_what_was_written_early_lies_without_a_gap(prompt: tuple[int, ...]) -> None:
+    """Gaps between rows make reading from main memory several times as slow."""
+    lean = lean_of(llama())
+    rows = Rows(lean, Prompts(lean, [prompt]), torch.zeros(3, dtype=torch.long), room=2)
+    copied = len(prompt) if rows.is_copied else 0
+    for number in range(5):
+        rows.step(torch.full((3,), 7 + number))
+    assert all(part.is_contiguous() for layer in rows.early for part in layer)
+    assert [part.shape[2] for part in rows.early[0]] == [copied + 4] * 2 and rows.num_late == 1
+    rows.keep(torch.tensor([2, 0]))
+    assert all(part.is_contiguous() for layer in rows.early for part in layer)
+    assert [part.shape[::2] for part in rows.early[0]] == [(2, copied + 5)] * 2 and rows.num_late == 0
 
 
 def test_a_mixture_is_not_captured() -> None:

@@ -11,6 +11,7 @@ from tiny_models import deepseek, llama
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from melete.forward import products
 from melete.forward.architectures import knows
 from melete.forward.layout import Layout
 from melete.forward.trunk import SHORT, states, states_at
@@ -58,7 +59,8 @@ def test_states_and_gradients_are_those_of_the_plain_pass(
         torch.testing.assert_close(gradient / size, theirs[name] / size, rtol=0, atol=1e-5, msg=name)
 
 
-def test_a_shared_prompt_is_computed_once_and_padding_never() -> None:
+def test_a_shared_prompt_is_computed_once_and_padding_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "library", lambda: "blas")
     tokens, where = rows()
     layout = Layout.of(tokens, where)
     # prompts of 4, 6 and 2, then what is left up to the last token that is asked for
@@ -69,6 +71,22 @@ def test_a_shared_prompt_is_computed_once_and_padding_never() -> None:
     model.base_model.layers[0].mlp.register_forward_pre_hook(lambda _mlp, given: calls.append(len(given[0])))
     states(model.base_model, layout)
     assert calls == [36]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_tokens_that_round_up_a_product_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (tokens, where) = KINDS[kind](), rows()
+    monkeypatch.setattr(products, "library", lambda: "blas")
+    expected = gradients(model, states_at(model.base_model, tokens, where))
+    for library, idle in (("blas", 0), ("onednn", 28)):
+        monkeypatch.setattr(products, "library", lambda library=library: library)
+        layout = Layout.of(tokens, where)
+        assert (
+            layout.num_idle == idle and len(layout.tokens) == len(layout.positions) == len(layout.counts) == 36 + idle
+        )
+        assert not layout.counts[36:].any()  # nobody's: no expert is told of them
+        found = gradients(model, states(model.base_model, layout))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_of_which_nothing_is_asked_costs_nothing() -> None:

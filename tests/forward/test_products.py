@@ -1,0 +1,127 @@
+"""Products by either library: which one a machine gets, and that numbers, gradients and names stay what they were."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from forward_kinds import KINDS
+from torch import Tensor, nn
+
+from melete.errors import RecipeError
+from melete.forward import products
+from melete.forward.architectures import weight_of
+from melete.forward.products import QuickLinear, is_linear, laid_out, library_for, linear, quickened
+from melete.learning.scoring import score
+from melete.models.adapters import LoRA, add_adapter
+
+needs_onednn = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
+    reason="this torch was built without oneDNN",
+)
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "library", lambda: "onednn")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "capability", "vendor", "expected"),
+    [
+        ("", "AVX512", "AuthenticAMD", "onednn"),
+        ("", "AVX512", "GenuineIntel", "blas"),  # MKL has its wide kernels there
+        ("", "AVX2", "AuthenticAMD", "blas"),
+        ("", "AVX512", "", "blas"),
+        ("", "DEFAULT", "", "blas"),
+        ("blas", "AVX512", "AuthenticAMD", "blas"),
+        ("onednn", "AVX512", "GenuineIntel", "onednn"),
+    ],
+)
+def test_the_machine_decides_unless_the_user_does(chosen: str, capability: str, vendor: str, expected: str) -> None:
+    assert library_for({"MELETE_PRODUCTS": chosen} if chosen else {}, capability, vendor) == expected
+
+
+def test_a_library_that_is_none_is_refused_with_those_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"(?s)'mkl'.*MELETE_PRODUCTS.*blas or onednn"):
+        library_for({"MELETE_PRODUCTS": "mkl"}, "AVX512", "AuthenticAMD")
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("shape", [(7, 12), (2, 3, 12), (1, 12), (0, 12)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_numbers_and_gradients_are_those_of_torch(shape: tuple[int, ...], has_bias: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(5, 12), torch.randn(5) if has_bias else None
+    found: list[list[Tensor]] = []
+    for function in (linear, nn.functional.linear):
+        leaves = [part.clone().requires_grad_() for part in (x, weight, bias) if part is not None]
+        out = function(*leaves)
+        out.pow(2).sum().backward()
+        found.append([out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+def test_only_what_is_trained_has_a_gradient() -> None:
+    x, weight = torch.randn(3, 12), torch.randn(5, 12).requires_grad_()
+    linear(x, weight).sum().backward()
+    assert x.grad is None and weight.grad is not None
+    assert linear(x, weight.detach()).grad_fn is None
+    with torch.no_grad():
+        assert linear(x, weight).grad_fn is None
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+def test_other_number_formats_are_left_to_torch() -> None:
+    layer = quickened(nn.Sequential(nn.Linear(12, 5)))[0]
+    for dtype in (torch.float64, torch.bfloat16):
+        x = torch.randn(3, 12, dtype=dtype)
+        assert torch.equal(layer.to(dtype)(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_quickened_model_says_the_same_and_keeps_its_names(kind: str) -> None:
+    torch.manual_seed(0)
+    model = KINDS[kind]()
+    names = list(model.state_dict())
+    quick = quickened(copy.deepcopy(model))
+    assert any(type(module) is QuickLinear for module in quick.modules())
+    assert list(quick.state_dict()) == names
+    tokens = torch.randint(5, 300, (3, 9))
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    found: list[list[Tensor]] = []
+    for one in (model, quick, copy.deepcopy(quick), pickle.loads(pickle.dumps(quick))):
+        logprobs = score(one, tokens, mask, 1.0).logprobs
+        logprobs.sum().backward()
+        found.append([logprobs.detach(), *(p.grad for p in one.parameters() if p.grad is not None)])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-4)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+def test_an_adapter_fits_a_quickened_model() -> None:
+    model = quickened(KINDS["llama"]())
+    add_adapter(model, LoRA(rank=2), seed=0)
+    projection = model.base_model.layers[0].self_attn.q_proj
+    assert is_linear(projection.base_layer)
+    found = weight_of(projection)
+    assert found is not None and torch.equal(found, projection.base_layer.weight)
+
+
+@pytest.mark.parametrize("library", ["blas", "onednn"])
+def test_a_weight_is_the_same_however_it_lies(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "library", lambda: library)
+    small, large = torch.randn(8, 4), torch.randn(1024, 512)
+    assert torch.equal(laid_out(small), small) and torch.equal(laid_out(large), large)
+    assert not laid_out(small).is_contiguous()
+    assert laid_out(large).is_contiguous() == (library == "blas")
