@@ -99,7 +99,7 @@ def _by_head(grid: Grid, flat: Tensor) -> Tensor:
 class Rows:
     """R rows under way, each with its prompt; `step` writes one token of each.
 
-    What has been written is in two parts: `early`, without a gap in memory, and `late`, which has room for `room` tokens
+    What has been written is in two parts: `early`, without gaps in memory, and `late`, which has room for `room` tokens
     and joins the other when that is used up or rows leave. Memory without gaps is read up to three times as fast.
     """
 

@@ -35,7 +35,7 @@ ROWS_OF_LANE = 32  # that a part of a wave has at least, if it is written beside
 LANES_ARE_FORKS = sys.platform == "linux"  # a wave has the same lanes whether or not they can be forked just then
 _Written = Callable[[int, int, Completion], None]
 _Part = tuple[int, int, SampleRequest]  # number of a request, of the first of its keys, and those keys
-SPARE_TOKENS = 64  # room in the cache after the prompt before it is doubled
+SPARE_TOKENS = 32  # room behind what has been written: more would be read with more gaps, less be moved more often
 
 
 @dataclass
