@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from melete.forward.products import is_linear
+from melete.forward.steps import normed
 
 GROUPED = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")  # queries share keys and values in groups
 LATENT = ("DeepseekV3Model",)  # keys and values are made from a latent per token (MLA, DeepSeek-V2)
@@ -108,7 +109,7 @@ def heads(attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
     keys = attention.k_proj(x).view(count, -1, size)
     values = attention.v_proj(x).view(count, -1, size)
     if hasattr(attention, "q_norm"):
-        queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+        queries, keys = normed(attention.q_norm, queries), normed(attention.k_norm, keys)
     return Heads(rotated(queries, cos, sin), rotated(keys, cos, sin), values)
 
 
@@ -118,12 +119,12 @@ def latent(attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor,
     if attention.q_lora_rank is None:
         queries = attention.q_proj(x)
     else:
-        queries = attention.q_b_proj(attention.q_a_layernorm(attention.q_a_proj(x)))
+        queries = attention.q_b_proj(normed(attention.q_a_layernorm, attention.q_a_proj(x)))
     queries = queries.view(count, -1, attention.qk_head_dim)
     plain, turned = queries.split([attention.qk_nope_head_dim, attention.qk_rope_head_dim], dim=-1)
     compressed = attention.kv_a_proj_with_mqa(x)
     content, key = compressed.split([attention.kv_lora_rank, attention.qk_rope_head_dim], dim=-1)
-    content = attention.kv_a_layernorm(content)
+    content = normed(attention.kv_a_layernorm, content)
     key = rotated(key[:, None], cos, sin, interleaved=interleaved)
     return plain, rotated(turned, cos, sin, interleaved=interleaved), content[:, None], key
 

@@ -24,6 +24,8 @@ _Module = TypeVar("_Module", bound=nn.Module)
 CHOICE = "MELETE_PRODUCTS"
 LIBRARIES = ("blas", "onednn")
 _ROWS_TOGETHER = 32
+_MANY_OPERATIONS = 2**29  # multiplications of a product beside which a program of its own costs nothing
+_PROGRAMS = "256"  # that oneDNN keeps, of a fifth of a MiB each; by itself it keeps 1024
 _SMALL_WEIGHT = 2**18  # numbers; of 4 to 64 rows MKL's products take 0.6 to 0.8 of the time when they lie by column
 
 
@@ -49,7 +51,10 @@ def library() -> str:
     """The library for this machine; "blas" where torch has no other. Asked once in a process."""
     chosen = library_for(os.environ, torch.backends.cpu.get_cpu_capability(), _vendor())
     is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return chosen if is_there else "blas"
+    if not is_there or chosen == "blas":
+        return "blas"
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _PROGRAMS)  # read when the first is made
+    return chosen
 
 
 def rows_together() -> int:
@@ -71,8 +76,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not _is_for_onednn(x, weight):
         return nn.functional.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
-        return cast(Tensor, _Linear.apply(x, weight, bias))  # pyright: ignore[reportUnknownMemberType]
+        return _with_gradients(x, weight, bias)
     return _by_onednn(x, weight, bias)
+
+
+def _with_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.numel() // x.shape[-1]
+    missing = -rows % _ROWS_TOGETHER
+    if not missing or rows * weight.numel() >= _MANY_OPERATIONS:
+        return cast(Tensor, _Linear.apply(x, weight, bias))  # pyright: ignore[reportUnknownMemberType]
+    rounded = nn.functional.pad(x.flatten(0, -2), (0, 0, 0, missing))
+    out = cast(Tensor, _Linear.apply(rounded, weight, bias))  # pyright: ignore[reportUnknownMemberType]
+    return out[:rows].view(*x.shape[:-1], -1)
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from melete.forward.architectures import heads, knows, layers_of, rotations
 from melete.forward.layout import Layout
+from melete.forward.steps import gated, normed
 
 SHORT = 32  # keys up to which plain products are faster on a CPU than its fused kernel
 
@@ -42,14 +43,14 @@ def states(trunk: Any, layout: Layout) -> Tensor:
         else:
             hidden = _layer(layer, hidden, cos, sin, layout)
     trunk.token_counts = None
-    return trunk.norm(hidden.index_select(0, layout.wanted))
+    return normed(trunk.norm, hidden.index_select(0, layout.wanted))
 
 
 def _layer(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     attention = layer.self_attn
-    found = heads(attention, layer.input_layernorm(hidden), cos, sin)
+    found = heads(attention, normed(layer.input_layernorm, hidden), cos, sin)
     hidden = hidden + attention.o_proj(_attend(found, attention.scaling, layout))
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return hidden + gated(layer.mlp, normed(layer.post_attention_layernorm, hidden))
 
 
 def _attend(found: tuple[Tensor, Tensor, Tensor], scale: float, layout: Layout) -> Tensor:

@@ -68,7 +68,7 @@ def test_a_shared_prompt_is_computed_once_and_padding_never(monkeypatch: pytest.
     assert int(layout.counts.sum()) == sum(int(row.nonzero().max()) + 1 for row in where)
     calls: list[int] = []
     model = llama()
-    model.base_model.layers[0].mlp.register_forward_pre_hook(lambda _mlp, given: calls.append(len(given[0])))
+    model.base_model.layers[0].mlp.up_proj.register_forward_pre_hook(lambda _up, given: calls.append(len(given[0])))
     states(model.base_model, layout)
     assert calls == [36]
 
