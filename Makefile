@@ -70,6 +70,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # what the comparison with TRL is run with, for example BENCH="--models tiny --threads 1"
 BENCH ?= --write
 bench: $(VENV)-bench/.installed
+	-$(VENV)-bench/bin/melete models get smollm2-135m # without it the large model is left out
 	$(VENV)-bench/bin/python -m benchmarks.against_trl $(BENCH)
 
 cost: $(VENV)-bench/.installed
@@ -78,7 +79,7 @@ cost: $(VENV)-bench/.installed
 # an environment of its own: TRL is no part of Melete
 $(VENV)-bench/.installed: Makefile pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-bench
-	$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e . 'trl==1.16.*' matplotlib
+	$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[gguf]' 'trl==1.16.*' matplotlib
 	@touch $@
 
 clean:

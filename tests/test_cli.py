@@ -213,7 +213,11 @@ def test_waiting_threads_sleep_and_a_users_choice_stays():
     assert (environment["OMP_WAIT_POLICY"], environment["OMP_NUM_THREADS"]) == ("ACTIVE", "1")
     fresh: dict[str, str] = {"MELETE_THREADS": "1"}
     prepare_threads(fresh)
-    assert fresh["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert (fresh["OMP_WAIT_POLICY"], fresh["GOMP_SPINCOUNT"]) == ("PASSIVE", "1000")
+    assert "GOMP_SPINCOUNT" not in environment  # whoever wants threads to spin has them spin
+    chosen = {"GOMP_SPINCOUNT": "7"}
+    prepare_threads(chosen)
+    assert chosen["GOMP_SPINCOUNT"] == "7"
 
 
 def test_a_small_model_has_one_thread_unless_the_user_says_otherwise():

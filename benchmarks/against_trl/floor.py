@@ -3,8 +3,8 @@
 Sampling: each different prompt once, then one product per layer and token position, over the rows that are still being
 written. Training: forward, and the products for the gradients of inputs and of weights, over each different prompt once
 and each completion, in parts of at most as many tokens as Melete's learner takes at once; the head over the completions
-alone. Attention, norms, softmax and the optimizer are not counted, so no program that multiplies by these matrices can
-be faster on this machine.
+alone. Each product is made by the faster of the libraries that torch carries for this machine. Attention, norms, softmax
+and the optimizer are not counted, so no program that multiplies by these matrices can be faster here.
 
 python -m benchmarks.against_trl.floor SPEC
 """
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from benchmarks.against_trl.child import Line, loaded, serve
 from benchmarks.against_trl.workloads import Spec
+from melete.forward.products import linear
 from melete.models.load import load_model
 
-MAX_TOKENS = 2048  # tokens of a part of the update
+MAX_TOKENS = 1024  # tokens of a part of the update
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,12 @@ def measure(matrices: Sequence[Matrix], steps: Sequence[Batch]) -> dict[str, flo
             rows = matrix.rows(batch.num_predicted if matrix.is_head else batch.num_tokens)
             size_out, size_in = matrix.weight.shape
             inputs = source[: rows * size_in].view(rows, size_in)
-            torch.mm(inputs, matrix.weight.t())
+            linear(inputs, matrix.weight)
             num_products += 1
             if batch.has_gradient:
                 outputs = source[: rows * size_out].view(rows, size_out)
-                torch.mm(outputs, matrix.weight)
-                torch.mm(outputs.t(), inputs)
+                linear(outputs, matrix.weight.t())
+                linear(outputs.t(), inputs.t())
                 num_products += 2
         seconds[batch.has_gradient] += time.perf_counter() - started
     return {

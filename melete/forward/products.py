@@ -143,6 +143,11 @@ def is_linear(module: object) -> bool:
     return type(module) in (nn.Linear, QuickLinear)
 
 
+def is_worth_a_copy(weight: Tensor) -> bool:
+    """Whether products of few rows with a large weight [o, d] are much faster once it is `laid_out`."""
+    return library() == "onednn" and weight.device.type == "cpu" and weight.numel() > 4 * _SMALL_WEIGHT
+
+
 def laid_out(weight: Tensor) -> Tensor:
     """The same weight [o, d] as it lies best in memory for products of few rows on a CPU: there is less to pack."""
     is_matrix = weight.dim() == 2 and weight.device.type == "cpu"

@@ -7,7 +7,7 @@ prompt every row has a copy of its own, so that there is one product instead of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from melete.forward.architectures import expanded, heads, knows, latent, layers_of, pair_rotations, rotations
 from melete.forward.layout import Grid
+from melete.forward.products import is_linear, is_worth_a_copy
 from melete.forward.trunk import attend
-from melete.forward.weights import LatentAttention, LeanLayer, Norm, can_be_joined
+from melete.forward.weights import LatentAttention, LeanLayer, Norm, Product, can_be_joined
 
 SHORT_PROMPT = 32  # tokens up to which a prompt is copied to its rows: one product more costs more than reading it
 
@@ -29,15 +30,23 @@ class LeanModel:
         self.state: tuple[object, ...] = ()
         self.layers: list[LeanLayer] = []
         self.norm: Norm
+        self.logits: Callable[[Tensor], Tensor] = self.head
 
     def refresh(self) -> None:
         """Takes the model's weights, if they are other than before."""
-        weights = [(p.data_ptr(), p._version) for p in [*self.trunk.parameters(), *self.trunk.buffers()]]
+        weighty = [*self.trunk.parameters(), *self.trunk.buffers(), *self.head.parameters()]
+        weights = [(weight.data_ptr(), weight._version) for weight in weighty]
         adapted: list[Any] = [module for module in self.trunk.modules() if hasattr(module, "base_layer")]
         state = (*weights, *((module.disable_adapters, *module.active_adapters) for module in adapted))
         if state != self.state:
             self.layers, self.norm = [LeanLayer(layer) for layer in layers_of(self.trunk)], Norm(self.trunk.norm)
+            self.logits = Product([self.head]) if self._head_is_worth_a_copy() else self.head
             self.state = state
+
+    def _head_is_worth_a_copy(self) -> bool:
+        """Whether the head is a large plain product that takes less time with its weight laid out anew."""
+        is_watched = self.head._forward_pre_hooks or self.head._forward_hooks
+        return is_linear(self.head) and not is_watched and is_worth_a_copy(self.head.weight)
 
 
 def lean_model(model: Any) -> LeanModel | None:
@@ -86,7 +95,7 @@ class Prompts:
             hidden = hidden + attention.o_proj(grid.flat(taken.transpose(1, 2)).flatten(1))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         last = trunk.norm(hidden[self.lengths.cumsum(0) - 1])
-        self.logits = model.head(last)
+        self.logits = model.logits(last)
         is_there = torch.arange(grid.width, device=device) < self.lengths[:, None]
         bias = torch.zeros_like(is_there, dtype=hidden.dtype).masked_fill_(~is_there, -torch.inf)[:, None, None]
         self.bias, self.width = None if grid.is_full else bias, grid.width  # [P, 1, 1, L]
@@ -132,7 +141,7 @@ class Rows:
             hidden = hidden + layer.mlp(layer.between(hidden))
         self.num_late += 1
         self.next_position = self.next_position + 1
-        return self.model.head(self.model.norm(hidden))
+        return self.model.logits(self.model.norm(hidden))
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows only, in this order."""

@@ -61,7 +61,7 @@ class StaticRows:
             hidden = hidden + layer.mlp(layer.between(hidden))
         self.position += 1
         self.place += 1
-        return self.model.head(self.model.norm(hidden))
+        return self.model.logits(self.model.norm(hidden))
 
     def _taken(self, layer: LeanLayer, hidden: Tensor, turns: Tensor, states: list[Tensor]) -> Tensor:
         attention = layer.attention

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from melete.forward.products import linear
 from melete.types import RolloutGroup
 
 _LEARNING = 3  # products of a forward and backward pass for each one of a forward pass
@@ -59,7 +60,7 @@ def operations_per_second(device: torch.device, dtype: torch.dtype, num_threads:
     best, spent = float("inf"), 0.0
     while spent < _SECONDS:
         started = time.perf_counter()
-        float((left @ right)[0, 0])  # waits for the device
+        float(linear(left, right)[0, 0])  # waits for the device
         took = time.perf_counter() - started
         best, spent = min(best, took), spent + took
     return 2 * _ROWS * _WIDTH * _WIDTH / best

@@ -9,9 +9,10 @@ from tiny_models import llama
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from melete.forward import products
 from melete.forward.rows import LeanModel, Prompts, Rows, lean_model
 from melete.forward.static_rows import StaticRows, can_be_static
-from melete.forward.weights import Mixture
+from melete.forward.weights import Mixture, Product
 from melete.models.adapters import LoRA, add_adapter, without_adapter
 
 PROMPTS = ((1, 40, 41, 42), (1, 50, 51, 52, 53, 54), (1, 60))
@@ -97,6 +98,27 @@ def test_an_adapter_is_part_of_the_weights_while_it_is_on() -> None:
     with without_adapter(model):
         torch.testing.assert_close(after_seven(), bare, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(adapted, bare, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_large_head_is_laid_out_anew_and_follows_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "library", lambda: "onednn")
+    monkeypatch.setattr(products, "_SMALL_WEIGHT", 0)
+    model = KINDS["qwen2"]()
+    head = model.get_output_embeddings()
+    assert head is not None and head.weight is not model.base_model.embed_tokens.weight
+    lean = lean_of(model)
+    assert isinstance(lean.logits, Product)
+    for _ in range(2):
+        torch.testing.assert_close(
+            Prompts(lean, PROMPTS).logits[0], plain(model, list(PROMPTS[0])), rtol=1e-4, atol=1e-4
+        )
+        head.weight.add_(torch.randn_like(head.weight))
+        lean.refresh()
+    head.register_forward_hook(lambda _head, _given, said: said + 1)
+    head.weight.add_(1)
+    lean.refresh()
+    assert lean.logits is head  # whoever watches it is not passed over
 
 
 @torch.no_grad()
