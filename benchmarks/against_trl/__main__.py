@@ -30,9 +30,9 @@ HEAD = """# One step of GRPO, Melete and TRL
 `make bench` writes this page. Both sides load the same directory, see the same prompts token for token, sample with
 temperature 1 and no cuts, and make one update with AdamW, in fp32 and without KL, each in a process of its own. They
 take turns; the first step of each is not counted, and a ratio is the median over rounds. TRL runs without bf16 and
-without gradient checkpointing, and writes all completions in one batch; its threads spin while they wait, which is faster
-for it where nothing else runs. A rollout is writing and grading. The floor is the same matrix products by themselves, by
-the faster of the libraries that torch has: every linear layer, each different prompt once, no padding, and nothing else.
+without gradient checkpointing, and writes all completions in one batch; its threads spin while they wait, which is
+faster for it where nothing else runs. A rollout is writing and grading. The floor is the same matrix products by
+themselves, by the faster of torch's libraries: every linear layer, each different prompt once, and nothing else.
 CPU time is that of all threads; where a step takes longer than CPU time / threads, something else was running.
 
 A: prompts of 10 tokens, completions of about 45 that end by themselves, at most 64. B: prompts of 150, completions of
