@@ -3,8 +3,8 @@
 Sampling: each different prompt once, then one product per layer and token position, over the rows that are still being
 written. Training: forward, and the products for the gradients of inputs and of weights, over each different prompt once
 and each completion, in parts of at most as many tokens as Melete's learner takes at once; the head over the completions
-alone. Each product is made by the faster of the libraries that torch carries. Attention, norms, softmax and the optimizer
-are not counted, so no program that multiplies by these matrices can be faster on this machine.
+alone. Each product is made by the faster of the libraries that torch carries. Attention, norms, softmax and the
+optimizer are not counted, so no program that multiplies by these matrices can be faster on this machine.
 
 python -m benchmarks.against_trl.floor SPEC
 """

@@ -23,6 +23,7 @@ from melete.errors import RecipeError
 _Module = TypeVar("_Module", bound=nn.Module)
 CHOICE = "MELETE_PRODUCTS"
 LIBRARIES = ("blas", "onednn")
+LITTLE_MODEL = 2_000_000  # parameters, below which a call costs as much as is won, and oneDNN's programs take memory
 _ROWS_TOGETHER = 32
 _MANY_OPERATIONS = 2**29  # multiplications of a product beside which a program of its own costs nothing
 _PROGRAMS = "256"  # that oneDNN keeps, of a fifth of a MiB each; by itself it keeps 1024
@@ -130,8 +131,11 @@ class QuickLinear(nn.Linear):
 
 
 def quickened(model: _Module) -> _Module:
-    """The same model, its plain linear layers with the machine's faster products; nothing is copied or renamed."""
-    if library() == "onednn":
+    """The same model, its plain linear layers with the machine's faster products; nothing is copied or renamed.
+
+    A model of less than `LITTLE_MODEL` parameters is left as it is.
+    """
+    if library() == "onednn" and sum(parameter.numel() for parameter in model.parameters()) >= LITTLE_MODEL:
         for module in model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = QuickLinear
@@ -143,14 +147,14 @@ def is_linear(module: object) -> bool:
     return type(module) in (nn.Linear, QuickLinear)
 
 
-def is_worth_a_copy(weight: Tensor) -> bool:
-    """Whether products of few rows with a large weight [o, d] are much faster once it is `laid_out`."""
-    return library() == "onednn" and weight.device.type == "cpu" and weight.numel() > 4 * _SMALL_WEIGHT
+def is_quick(module: object) -> bool:
+    """Whether a linear layer, beneath an adapter or not, has the machine's faster products."""
+    return type(getattr(module, "base_layer", module)) is QuickLinear
 
 
-def laid_out(weight: Tensor) -> Tensor:
+def laid_out(weight: Tensor, *, quick: bool) -> Tensor:
     """The same weight [o, d] as it lies best in memory for products of few rows on a CPU: there is less to pack."""
     is_matrix = weight.dim() == 2 and weight.device.type == "cpu"
-    if not is_matrix or (library() == "blas" and weight.numel() > _SMALL_WEIGHT):
+    if not is_matrix or not (quick or weight.numel() <= _SMALL_WEIGHT):
         return weight
     return weight.t().contiguous().t()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from melete.forward.architectures import expanded, heads, knows, latent, layers_of, pair_rotations, rotations
 from melete.forward.layout import Grid
-from melete.forward.products import is_linear, is_worth_a_copy
+from melete.forward.products import is_quick
 from melete.forward.trunk import attend
 from melete.forward.weights import LatentAttention, LeanLayer, Norm, Product, can_be_joined
 
@@ -44,9 +44,9 @@ class LeanModel:
             self.state = state
 
     def _head_is_worth_a_copy(self) -> bool:
-        """Whether the head is a large plain product that takes less time with its weight laid out anew."""
+        """Whether the head is a plain product that takes less time with its weight laid out anew."""
         is_watched = self.head._forward_pre_hooks or self.head._forward_hooks
-        return is_linear(self.head) and not is_watched and is_worth_a_copy(self.head.weight)
+        return is_quick(self.head) and not is_watched and self.head.weight.device.type == "cpu"
 
 
 def lean_model(model: Any) -> LeanModel | None:

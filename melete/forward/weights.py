@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch.nn.functional import linear, rms_norm
 
 from melete.forward.architectures import bias_of, layers_of, paired, rotated_pairs, weight_of
-from melete.forward.products import laid_out, linear
+from melete.forward.products import is_quick, laid_out
+from melete.forward.products import linear as quick_linear
 
 _FEW_ROWS = 32  # up to which all experts of a small mixture are computed for every row
 _FEW_EXPERTS = 16
@@ -29,12 +30,14 @@ class Product:
         changes = changes or [_as_it_is] * len(modules)
         weights = [(weight_of(module), change) for module, change in zip(modules, changes, strict=True)]
         biases = [(bias_of(module), change) for module, change in zip(modules, changes, strict=True)]
-        self.weight = _joined([change(weight.detach()) for weight, change in weights if weight is not None])
+        self.quick = all(is_quick(module) for module in modules)
+        weight = _joined([change(weight.detach()) for weight, change in weights if weight is not None])
+        assert weight is not None
+        self.weight = laid_out(weight, quick=self.quick)
         self.bias = _joined([change(bias.detach()) for bias, change in biases if bias is not None])
 
     def __call__(self, x: Tensor) -> Tensor:
-        assert self.weight is not None
-        return linear(x, self.weight, self.bias)
+        return (quick_linear if self.quick else linear)(x, self.weight, self.bias)
 
 
 def _as_it_is(weight: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ def _as_it_is(weight: Tensor) -> Tensor:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor | None:
-    return laid_out(parts[0] if len(parts) == 1 else torch.cat(list(parts))) if parts else None
+    return (parts[0] if len(parts) == 1 else torch.cat(list(parts))) if parts else None
 
 
 class Norm:
@@ -136,15 +139,15 @@ class Mixture:
         return (self.act(gate) * up * gates[:, :, None]).flatten(1) @ self.all_down
 
     def _sorted(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """Each expert for the rows that chose it, whose number is seldom the same: so by torch's own product."""
+        """Each expert for the rows that chose it."""
         order = chosen.flatten().argsort(stable=True)
         counts = chosen.flatten().bincount(minlength=self.num_experts).tolist()
         rows = order // chosen.shape[1]
         parts = []
         for expert, part in enumerate(x[rows].split(counts)):
             if len(part):
-                gate, up = nn.functional.linear(part, self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
-                parts.append(nn.functional.linear(self.act(gate) * up, self.experts.down_proj[expert]))
+                gate, up = linear(part, self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
+                parts.append(linear(self.act(gate) * up, self.experts.down_proj[expert]))
         scaled = torch.cat(parts) * weights.flatten()[order, None].to(x.dtype)
         return torch.zeros_like(x).index_add_(0, rows, scaled)
 
@@ -227,7 +230,6 @@ class LatentAttention:
 
     def _whole_output(self) -> Tensor:
         """From what heads took of the latents to the output in one product [d, H * C]; small models gain by it."""
-        assert self.out.weight is not None
         by_head = self.out.weight.unflatten(1, (self.num_q, -1)).transpose(0, 1)  # [H, d, E]
         return (by_head @ self.to_values).transpose(0, 1).flatten(1)
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from melete.errors import RecipeError
 from melete.forward import products
 from melete.forward.architectures import weight_of
-from melete.forward.products import QuickLinear, is_linear, laid_out, library_for, linear, quickened
+from melete.forward.products import QuickLinear, is_linear, is_quick, laid_out, library_for, linear, quickened
+from melete.forward.rows import Prompts, Rows, lean_model
 from melete.learning.scoring import score
 from melete.models.adapters import LoRA, add_adapter
 
@@ -26,6 +27,7 @@ needs_onednn = pytest.mark.skipif(
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "library", lambda: "onednn")
+    monkeypatch.setattr(products, "LITTLE_MODEL", 0)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,12 @@ def test_numbers_and_gradients_are_those_of_torch(shape: tuple[int, ...], has_bi
         found.append([out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_little_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call costs as much as is won, and oneDNN's programs take memory."""
+    monkeypatch.setattr(products, "library", lambda: "onednn")
+    assert not any(is_quick(module) for module in quickened(KINDS["llama"]()).modules())
 
 
 @needs_onednn
@@ -118,10 +126,26 @@ def test_an_adapter_fits_a_quickened_model() -> None:
     assert found is not None and torch.equal(found, projection.base_layer.weight)
 
 
-@pytest.mark.parametrize("library", ["blas", "onednn"])
-def test_a_weight_is_the_same_however_it_lies(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "library", lambda: library)
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_weight_is_the_same_however_it_lies(quick: bool) -> None:
     small, large = torch.randn(8, 4), torch.randn(1024, 512)
-    assert torch.equal(laid_out(small), small) and torch.equal(laid_out(large), large)
-    assert not laid_out(small).is_contiguous()
-    assert laid_out(large).is_contiguous() == (library == "blas")
+    assert torch.equal(laid_out(small, quick=quick), small) and torch.equal(laid_out(large, quick=quick), large)
+    assert not laid_out(small, quick=quick).is_contiguous()
+    assert laid_out(large, quick=quick).is_contiguous() != quick
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@torch.no_grad()
+def test_rows_are_written_with_the_same_products(kind: str) -> None:
+    model = quickened(KINDS[kind]())
+    lean = lean_model(model)
+    assert lean is not None
+    lean.refresh()
+    assert lean.layers[0].attention.product.quick
+    rows = Rows(lean, Prompts(lean, [(1, 40, 41)]), torch.zeros(3, dtype=torch.long), room=2)
+    for _ in range(3):
+        found = rows.step(torch.full((3,), 7))
+    expected = model(input_ids=torch.tensor([[1, 40, 41, 7, 7, 7]])).logits[:, -1]
+    torch.testing.assert_close(found, expected.expand(3, -1), rtol=1e-4, atol=1e-4)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from melete.forward import products
+from melete.forward.products import quickened
 from melete.forward.rows import LeanModel, Prompts, Rows, lean_model
 from melete.forward.static_rows import StaticRows, can_be_static
 from melete.forward.weights import Mixture, Product
@@ -101,10 +102,10 @@ def test_an_adapter_is_part_of_the_weights_while_it_is_on() -> None:
 
 
 @torch.no_grad()
-def test_a_large_head_is_laid_out_anew_and_follows_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quick_head_is_laid_out_anew_and_follows_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "library", lambda: "onednn")
-    monkeypatch.setattr(products, "_SMALL_WEIGHT", 0)
-    model = KINDS["qwen2"]()
+    monkeypatch.setattr(products, "LITTLE_MODEL", 0)
+    model = quickened(KINDS["qwen2"]())
     head = model.get_output_embeddings()
     assert head is not None and head.weight is not model.base_model.embed_tokens.weight
     lean = lean_of(model)
