@@ -100,7 +100,10 @@ class Fork:
 
     def _has_left(self) -> bool:
         if self._status is None:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self._pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else has seen it off
+                pid, status = self._pid, 0
             self._status = status if pid else None
         return self._status is not None
 

@@ -39,6 +39,16 @@ def test_what_is_told_is_heard_in_order_while_both_go_on() -> None:
     assert heard == [[number, number / 3, "a"] for number in range(1000)]
 
 
+def test_a_copy_that_is_done_is_cleared_away_by_the_next() -> None:
+    """Nobody waits while the system takes its memory apart."""
+    first, second = (Fork(lambda tell: tell("x"), lambda _value: None) for _ in range(2))
+    assert first.join() and second.join()
+    os.waitid(os.P_PID, first._pid, os.WEXITED | os.WNOWAIT)  # until the system is through with it
+    os.waitpid(second._pid, 0)  # somebody else sees this one off
+    assert Fork(lambda _tell: None, lambda _value: None).join()
+    assert first._status == second._status == 0 and first not in forks._leaving
+
+
 def test_a_copy_changes_nothing_here() -> None:
     mine, heard = [1], list[Any]()
 
