@@ -32,7 +32,7 @@ temperature 1 and no cuts, and make one update with AdamW, in fp32 and without K
 take turns; the first step of each is not counted, and a ratio is the median over rounds. TRL runs without bf16 and
 without gradient checkpointing, and writes all completions in one batch; its threads spin while they wait, which is
 faster for it where nothing else runs. A rollout is writing and grading. The floor is the same matrix products by
-themselves, by the faster of torch's libraries: every linear layer, each different prompt once, and nothing else.
+themselves, by the library that suits the model: every linear layer, each different prompt once, and nothing else.
 CPU time is that of all threads; where a step takes longer than CPU time / threads, something else was running.
 
 A: prompts of 10 tokens, completions of about 45 that end by themselves, at most 64. B: prompts of 150, completions of

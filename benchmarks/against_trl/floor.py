@@ -3,7 +3,7 @@
 Sampling: each different prompt once, then one product per layer and token position, over the rows that are still being
 written. Training: forward, and the products for the gradients of inputs and of weights, over each different prompt once
 and each completion, in parts of at most as many tokens as Melete's learner takes at once; the head over the completions
-alone. Each product is made by the faster of the libraries that torch carries. Attention, norms, softmax and the
+alone. Each product is made by the library that the model's own layers have. Attention, norms, softmax and the
 optimizer are not counted, so no program that multiplies by these matrices can be faster on this machine.
 
 python -m benchmarks.against_trl.floor SPEC
@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from benchmarks.against_trl.child import Line, loaded, serve
 from benchmarks.against_trl.workloads import Spec
-from melete.forward.products import linear
+from melete.forward.products import is_quick
+from melete.forward.products import linear as quick_linear
 from melete.models.load import load_model
 
 MAX_TOKENS = 1024  # tokens of a part of the update
@@ -36,6 +38,7 @@ class Matrix:
     weight: Tensor
     share: float = 1.0
     is_head: bool = False
+    multiply: Callable[[Tensor, Tensor], Tensor] = linear
 
     def rows(self, num_tokens: int) -> int:
         """Tokens of `num_tokens` that come here, at least 1."""
@@ -45,11 +48,12 @@ class Matrix:
 def matrices_of(model: Any) -> list[Matrix]:
     """Every matrix that tokens are multiplied by, in the order of the modules."""
     found: list[Matrix] = []
+    multiply = quick_linear if any(is_quick(module) for module in model.modules()) else linear
     head = model.get_output_embeddings()
     for module in model.modules():
         experts = getattr(module, "gate_up_proj", None)
         if isinstance(module, nn.Linear):
-            found.append(Matrix(module.weight.detach(), is_head=module is head))
+            found.append(Matrix(module.weight.detach(), is_head=module is head, multiply=multiply))
         elif isinstance(experts, nn.Parameter) and experts.dim() == 3:
             share = model.config.num_experts_per_tok / len(experts)
             for up, down in zip(experts.detach(), module.down_proj.detach(), strict=True):
@@ -110,12 +114,12 @@ def measure(matrices: Sequence[Matrix], steps: Sequence[Batch]) -> dict[str, flo
             rows = matrix.rows(batch.num_predicted if matrix.is_head else batch.num_tokens)
             size_out, size_in = matrix.weight.shape
             inputs = source[: rows * size_in].view(rows, size_in)
-            linear(inputs, matrix.weight)
+            matrix.multiply(inputs, matrix.weight)
             num_products += 1
             if batch.has_gradient:
                 outputs = source[: rows * size_out].view(rows, size_out)
-                linear(outputs, matrix.weight.t())
-                linear(outputs.t(), inputs.t())
+                matrix.multiply(outputs, matrix.weight.t())
+                matrix.multiply(outputs.t(), inputs.t())
                 num_products += 2
         seconds[batch.has_gradient] += time.perf_counter() - started
     return {

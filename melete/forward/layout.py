@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from melete.forward.products import rows_together
-
 LITTLE = 2048  # places to look at, of one head, that cost less than a product of their own
 
 
@@ -89,8 +87,8 @@ class Layout:
     num_idle: int
 
     @classmethod
-    def of(cls, tokens: Tensor, where: Tensor) -> Layout:
-        """For rows [B, T] whose states are asked for where `where` [B, T] is True.
+    def of(cls, tokens: Tensor, where: Tensor, *, multiple: int = 1) -> Layout:
+        """For rows [B, T] whose states are asked for where `where` [B, T] is True; N is a multiple of `multiple`.
 
         A row begins with its tokens up to the first that is asked for, and ends with the last that is.
         """
@@ -120,7 +118,7 @@ class Layout:
         within = torch.arange(num_beginning, num_beginning + len(row_of_rest)) - offsets[row_of_rest]
         positions = torch.cat([beginnings.places % max(beginnings.width, 1), within + starts[row_of_rest]])
         uses = torch.bincount(of, minlength=len(numbers))
-        num_idle = -(num_beginning + len(row_of_rest)) % rows_together()
+        num_idle = -(num_beginning + len(row_of_rest)) % multiple
         idle = torch.zeros(num_idle, dtype=torch.long)
         counts = [torch.repeat_interleave(uses, beginnings.lengths), torch.ones_like(row_of_rest), idle]
         flat = [token for part in (*numbers, *(rests[row] for row in in_order)) for token in part]

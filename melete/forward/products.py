@@ -24,7 +24,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 CHOICE = "MELETE_PRODUCTS"
 LIBRARIES = ("blas", "onednn")
 LITTLE_MODEL = 2_000_000  # parameters, below which a call costs as much as is won, and oneDNN's programs take memory
-_ROWS_TOGETHER = 32
+_ROWS_TOGETHER = 32  # a program for a number of rows is made in a third of a millisecond
 _MANY_OPERATIONS = 2**29  # multiplications of a product beside which a program of its own costs nothing
 _PROGRAMS = "256"  # that oneDNN keeps, of a fifth of a MiB each; by itself it keeps 1024
 _SMALL_WEIGHT = 2**18  # numbers; of 4 to 64 rows MKL's products take 0.6 to 0.8 of the time when they lie by column
@@ -58,9 +58,9 @@ def library() -> str:
     return chosen
 
 
-def rows_together() -> int:
-    """What numbers of rows are rounded up to: oneDNN makes a program for each that it meets, in a third of a ms."""
-    return _ROWS_TOGETHER if library() == "onednn" else 1
+def rows_together(layer: object) -> int:
+    """What numbers of rows are best rounded up to for a linear layer: oneDNN makes a program for each that it meets."""
+    return _ROWS_TOGETHER if is_quick(layer) and library() == "onednn" else 1
 
 
 def _vendor() -> str:

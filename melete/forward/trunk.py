@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from melete.forward.architectures import heads, knows, layers_of, rotations
 from melete.forward.layout import Layout
+from melete.forward.products import rows_together
 from melete.forward.steps import gated, normed
 
 SHORT = 32  # keys up to which plain products are faster on a CPU than its fused kernel
@@ -25,7 +26,8 @@ def states_at(trunk: Any, tokens: Tensor, where: Tensor) -> Tensor:
     Right padding needs no attention mask: a real token never looks to its right.
     """
     if knows(trunk):
-        return states(trunk, Layout.of(tokens, where))
+        multiple = rows_together(layers_of(trunk)[0].self_attn.o_proj)
+        return states(trunk, Layout.of(tokens, where, multiple=multiple))
     return trunk(input_ids=tokens, use_cache=False).last_hidden_state[where]
 
 
@@ -56,10 +58,10 @@ def _layer(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout)
 def _attend(found: tuple[Tensor, Tensor, Tensor], scale: float, layout: Layout) -> Tensor:
     """What each token [N] takes from those before it: [N, H * E]."""
     sizes = [len(layout.beginnings.places), *(len(bucket.grid.places) for bucket in layout.rests), layout.num_idle]
-    shares = zip(*(stream.split(sizes) for stream in found), strict=True)
-    q, k, v = (layout.beginnings.padded(stream).transpose(1, 2) for stream in next(shares))
+    first, *shares, _idle = zip(*(stream.split(sizes) for stream in found), strict=True)
+    q, k, v = (layout.beginnings.padded(stream).transpose(1, 2) for stream in first)
     taken = [layout.beginnings.flat(attend(q, k, v, layout.causal, scale).transpose(1, 2)).flatten(1)]
-    for bucket, part in zip(layout.rests, shares, strict=False):
+    for bucket, part in zip(layout.rests, shares, strict=True):
         own_q, own_k, own_v = (bucket.grid.padded(stream).transpose(1, 2) for stream in part)
         width = bucket.mask.shape[-1] - bucket.grid.width  # of the longest beginning in the bucket
         keys = torch.cat([k[:, :, :width].index_select(0, bucket.beginning_of), own_k], dim=2)

@@ -59,8 +59,7 @@ def test_states_and_gradients_are_those_of_the_plain_pass(
         torch.testing.assert_close(gradient / size, theirs[name] / size, rtol=0, atol=1e-5, msg=name)
 
 
-def test_a_shared_prompt_is_computed_once_and_padding_never(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "library", lambda: "blas")
+def test_a_shared_prompt_is_computed_once_and_padding_never() -> None:
     tokens, where = rows()
     layout = Layout.of(tokens, where)
     # prompts of 4, 6 and 2, then what is left up to the last token that is asked for
@@ -74,19 +73,24 @@ def test_a_shared_prompt_is_computed_once_and_padding_never(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_tokens_that_round_up_a_product_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_round_up_a_product_change_nothing(kind: str) -> None:
     model, (tokens, where) = KINDS[kind](), rows()
-    monkeypatch.setattr(products, "library", lambda: "blas")
     expected = gradients(model, states_at(model.base_model, tokens, where))
-    for library, idle in (("blas", 0), ("onednn", 28)):
-        monkeypatch.setattr(products, "library", lambda library=library: library)
-        layout = Layout.of(tokens, where)
-        assert (
-            layout.num_idle == idle and len(layout.tokens) == len(layout.positions) == len(layout.counts) == 36 + idle
-        )
+    for multiple, idle in ((1, 0), (32, 28)):
+        layout = Layout.of(tokens, where, multiple=multiple)
+        assert layout.num_idle == idle
+        assert {len(layout.tokens), len(layout.positions), len(layout.counts)} == {36 + idle}
         assert not layout.counts[36:].any()  # nobody's: no expert is told of them
         found = gradients(model, states(model.base_model, layout))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_a_model_with_quick_products_has_tokens_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "library", lambda: "onednn")
+    layer = llama().base_model.layers[0].self_attn.o_proj
+    assert products.rows_together(layer) == 1
+    layer.__class__ = products.QuickLinear
+    assert products.rows_together(layer) == 32
 
 
 def test_a_row_of_which_nothing_is_asked_costs_nothing() -> None:
