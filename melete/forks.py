@@ -1,8 +1,8 @@
-"""Work beside this process, in a copy of it: Python's lock lets two threads of a small model take turns only.
+"""Work beside this process, in copies of it: Python's lock lets two threads of a small model take turns only.
 
-A fork has the model and all else as they are, so nothing is sent and nothing is loaded twice. A copy has one thread,
-and a lock that another thread held when it was made is never free in it. So it may fail at any time: whoever asks for
-it can do the work alone, with the same result.
+A copy has the model and all else as they were when it was made, so nothing is loaded twice; it waits for jobs until it
+is closed or its parent ends. A copy has one thread, and a lock that another thread held when it was made is never free
+in it. So it may fail at any time: whoever asks for it can do the work alone, with the same result.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ctypes
 import gc
 import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -21,7 +22,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 Tell = Callable[[Any], None]
-_DONE = ".\n"  # the last line of a copy that has done its work
+Work = Callable[[Any, Tell], None]  # a job, and who is told what comes of it
+_DONE = ".\n"  # the line of a copy that has done a job
 PATIENCE = 10.0  # seconds without any work after which a copy is taken to wait for a lock
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -31,17 +33,12 @@ def can_fork() -> bool:
     return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
 
 
-_leaving: list[Fork] = []  # copies whose work is done: the system takes a while to clear one away
-
-
 class Fork:
-    """A copy of this process that does `work`; `hear` is called in a thread with each JSON value that it tells."""
+    """A copy of this process that does `work` with each job that it is given, one after another."""
 
-    def __init__(self, work: Callable[[Tell], None], hear: Callable[[Any], None]) -> None:
+    def __init__(self, work: Work) -> None:
         """Raises `OSError` where no process can be made."""
-        _leaving[:] = [copy for copy in _leaving if not copy._has_left()]
-        self._hear, self._error = hear, None
-        parent, (mine, theirs) = os.getpid(), os.pipe()
+        parent, (mine, theirs), (jobs, given) = os.getpid(), os.pipe(), os.pipe()
         libc = ctypes.CDLL(None)
         # a signal for the parent must not run its handlers in the copy
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -50,79 +47,90 @@ class Fork:
                 warnings.simplefilter("ignore", DeprecationWarning)  # of threads: see above
                 self._pid = os.fork()
             if self._pid == 0:
-                _work_and_exit(work, theirs, parent, libc)
+                os.close(mine)
+                os.close(given)
+                _work_and_exit(work, jobs, theirs, parent, libc)
         except OSError:
             os.close(mine)
+            os.close(given)
             raise
         finally:
             os.close(theirs)
+            os.close(jobs)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._parent = parent
+        self._told, self._given = os.fdopen(mine), os.fdopen(given, "wb")
         self._status: int | None = None
-        self._is_done = False
-        self._listener = threading.Thread(target=self._listen, args=(mine,), name="fork", daemon=True)
+        self._is_done, self._error = False, None
+        self._listener: threading.Thread | None = None
+
+    def start(self, job: Any, hear: Callable[[Any], None]) -> None:
+        """Gives it a job; `hear` is called in a thread with each JSON value that the work tells.
+
+        Raises `OSError` if it is no longer there.
+        """
+        self._is_done, self._error = False, None
+        pickle.dump(job, self._given)
+        self._given.flush()
+        self._listener = threading.Thread(target=self._listen, args=(hear,), name="fork", daemon=True)
         self._listener.start()
 
-    def _listen(self, mine: int) -> None:
+    def _listen(self, hear: Callable[[Any], None]) -> None:
         try:
-            with os.fdopen(mine) as told:
-                for line in told:
-                    if line == _DONE:
-                        self._is_done = True
-                    elif line.endswith("\n"):  # the last one may have been cut
-                        self._hear(json.loads(line))
+            for line in iter(self._told.readline, ""):
+                if line == _DONE:
+                    self._is_done = True
+                    return
+                if line.endswith("\n"):  # the last one may have been cut
+                    hear(json.loads(line))
         except BaseException as error:  # of the listener's: raised where the work is waited for
             self._error = error
 
     def join(self) -> bool:
-        """Waits until nothing more is told; whether all of the work was done. Raises what `hear` raised."""
+        """Waits for the end of its job; whether all of it was done. Raises what `hear` raised.
+
+        A copy that has not done all of its job is ended.
+        """
         worked, since = -1.0, time.monotonic()
-        while self._listener.is_alive():
+        while self._listener is not None and self._listener.is_alive():
             self._listener.join(0.5)
             seconds = _cpu_seconds(self._pid)
             if seconds != worked:
                 worked, since = seconds, time.monotonic()
             elif time.monotonic() - since > PATIENCE:
-                self.kill()
-        if self._is_done:
-            _leaving.append(self)
-        else:
-            self._end()
+                self.close()
+        if not self._is_done:
+            self.close()
         if self._error is not None:
             raise self._error
         return self._is_done
 
-    def kill(self) -> None:
-        """Ends it at once."""
-        if self._status is None:
+    def close(self) -> None:
+        """Ends it at once; in another copy, which has this object too, nothing is done."""
+        if self._status is None and os.getpid() == self._parent:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-            self._end()
-
-    def _has_left(self) -> bool:
-        if self._status is None:
             try:
-                pid, status = os.waitpid(self._pid, os.WNOHANG)
+                _, self._status = os.waitpid(self._pid, 0)
             except ChildProcessError:  # somebody else has seen it off
-                pid, status = self._pid, 0
-            self._status = status if pid else None
-        return self._status is not None
-
-    def _end(self) -> None:
-        if self._status is None:
-            _, self._status = os.waitpid(self._pid, 0)
+                self._status = 0
+            with contextlib.suppress(OSError):
+                self._given.close()
 
 
-def _work_and_exit(work: Callable[[Tell], None], theirs: int, parent: int, libc: Any) -> NoReturn:
+def _work_and_exit(work: Work, jobs: int, theirs: int, parent: int, libc: Any) -> NoReturn:
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole terminal; the parent decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
-        gc.disable()  # it would touch, and so copy, every page
+        gc.freeze()  # to look through what the parent has would touch, and so copy, every page
         if os.getppid() == parent:
-            with os.fdopen(theirs, "w") as out:
-                work(lambda value: _say(out, value))
-                out.write(_DONE)
+            with os.fdopen(jobs, "rb") as asked, os.fdopen(theirs, "w") as out:
+                while asked.peek(1):
+                    work(pickle.load(asked), lambda value: _say(out, value))
+                    out.write(_DONE)
+                    out.flush()
             code = 0
     finally:
         os._exit(code)  # nothing of the parent's is flushed, closed or said twice

@@ -82,10 +82,13 @@ def num_lanes(intra_op: int, device: str, environment: Mapping[str, str] = os.en
     return num_threads(environment, usable_cores()) if intra_op == 1 and device == "cpu" else 1
 
 
-def in_lanes(function: Callable[[_Item], _Result], items: Iterable[_Item], num: int) -> Iterator[_Result]:
+def in_lanes(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], num: int, *, ahead: int = 0
+) -> Iterator[_Result]:
     """What `function` makes of each item, in their order, `num` of them at once, each in a thread of its own.
 
-    The first error ends it, once what is under way has ended.
+    So many items as `ahead` says are asked for before a thread is free. The first error ends it, once what is under
+    way has ended.
     """
     if num <= 1:
         yield from map(function, items)
@@ -95,7 +98,7 @@ def in_lanes(function: Callable[[_Item], _Result], items: Iterable[_Item], num: 
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) == num:
+            if len(waiting) == num + ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -50,6 +50,7 @@ class Steps:
             optimizer=OptimizerSettings(lr=1e-6),
             max_tokens_per_microbatch=1024,  # the default of a stage
             after_step=RouterBalancer(model).step,
+            memory=self.sampler.memory,
         )
         self.prompts = prompts_of(place)
         self.settings = rl.RLSettings(

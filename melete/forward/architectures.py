@@ -84,6 +84,11 @@ def paired(x: Tensor) -> Tensor:
     return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
 
 
+def unpaired(x: Tensor) -> Tensor:
+    """The inverse of `paired`."""
+    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+
+
 def pair_rotations(trunk: Any, like: Tensor, positions: Tensor) -> Tensor:
     """Cosine and sine [N, 1, D / 2, 2] of each pair at positions [N], for `rotated_pairs`."""
     cos, sin = rotations(trunk, like, positions)

@@ -85,6 +85,8 @@ class Layout:
     rests: tuple[Bucket, ...]
     wanted: Tensor  # [M] numbers of flat tokens, in the order of the rows; a shared one may come several times
     num_idle: int
+    texts: tuple[tuple[int, ...], ...]  # the beginnings
+    rows: tuple[tuple[int, ...], ...]  # the rests, each with its beginning, bucket by bucket
 
     @classmethod
     def of(cls, tokens: Tensor, where: Tensor, *, multiple: int = 1) -> Layout:
@@ -133,6 +135,8 @@ class Layout:
             rests=tuple(_bucket([rests[row] for row in bucket], of[bucket], starts[bucket]) for bucket in buckets),
             wanted=torch.where(column < starts[row], in_beginning, offsets[row] + column - starts[row]),
             num_idle=num_idle,
+            texts=tuple(numbers),
+            rows=tuple(tuple(texts[row][: ends[row]]) for row in in_order),
         )
         return layout if device.type == "cpu" else layout.to(device)
 
@@ -147,6 +151,8 @@ class Layout:
             tuple(bucket.to(device) for bucket in self.rests),
             self.wanted.to(device),
             self.num_idle,
+            self.texts,
+            self.rows,
         )
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from melete.forward.architectures import expanded, heads, knows, latent, layers_of, pair_rotations, rotations
 from melete.forward.layout import Grid
+from melete.forward.notes import Notes, log_sums
 from melete.forward.products import is_quick
-from melete.forward.trunk import attend
-from melete.forward.weights import LatentAttention, LeanLayer, Norm, Product, can_be_joined
+from melete.forward.trunk import attend, fused
+from melete.forward.weights import GroupedAttention, LatentAttention, LeanLayer, Norm, Product, can_be_joined
 
 SHORT_PROMPT = 32  # tokens up to which a prompt is copied to its rows: one product more costs more than reading it
 
@@ -32,12 +33,20 @@ class LeanModel:
         self.norm: Norm
         self.logits: Callable[[Tensor], Tensor] = self.head
 
-    def refresh(self) -> None:
-        """Takes the model's weights, if they are other than before."""
+    def present_state(self) -> tuple[object, ...]:
+        """What tells the model's weights from those of another time."""
         weighty = [*self.trunk.parameters(), *self.trunk.buffers(), *self.head.parameters()]
         weights = [(weight.data_ptr(), weight._version) for weight in weighty]
+        return (*weights, *self.adapters())
+
+    def adapters(self) -> tuple[object, ...]:
+        """Which adapters are in use."""
         adapted: list[Any] = [module for module in self.trunk.modules() if hasattr(module, "base_layer")]
-        state = (*weights, *((module.disable_adapters, *module.active_adapters) for module in adapted))
+        return tuple((module.disable_adapters, *module.active_adapters) for module in adapted)
+
+    def refresh(self) -> None:
+        """Takes the model's weights, if they are other than before."""
+        state = self.present_state()
         if state != self.state:
             self.layers, self.norm = [LeanLayer(layer) for layer in layers_of(self.trunk)], Norm(self.trunk.norm)
             self.logits = Product([self.head]) if self._head_is_worth_a_copy() else self.head
@@ -72,7 +81,7 @@ class Kept(NamedTuple):
 class Prompts:
     """The prompts' states: each layer's keys and values, and the logits [P, V] of what follows."""
 
-    def __init__(self, model: LeanModel, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: LeanModel, prompts: Sequence[Sequence[int]], notes: Notes | None = None) -> None:
         trunk, device = model.trunk, model.trunk.embed_tokens.weight.device
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         grid = Grid.of(self.lengths)
@@ -80,7 +89,10 @@ class Prompts:
         hidden = trunk.embed_tokens(torch.tensor([token for prompt in prompts for token in prompt], device=device))
         cos, sin = rotations(trunk, hidden, grid.places % grid.width)
         self.layers: list[Kept] = []
-        for layer, lean in zip(layers_of(trunk), model.layers, strict=True):
+        page = notes.turn(len(hidden)) if notes else None
+        starts = (self.lengths.cumsum(0) - self.lengths).tolist()
+        self.places = [page.places.start + start for start in starts] if page else None  # the first of each prompt
+        for number, (layer, lean) in enumerate(zip(layers_of(trunk), model.layers, strict=True)):
             attention, x = layer.self_attn, layer.input_layernorm(hidden)
             if hasattr(attention, "kv_b_proj"):
                 parts = latent(attention, x, cos, sin)
@@ -91,9 +103,15 @@ class Prompts:
                 kept = Kept(_by_head(grid, lean.attention.kept(found.keys)), _by_head(grid, found.values))
             self.layers.append(kept)
             q, k, v = (grid.padded(part).transpose(1, 2) for part in found)
-            taken = attend(q, k, v, causal, attention.scaling)
-            hidden = hidden + attention.o_proj(grid.flat(taken.transpose(1, 2)).flatten(1))
+            taken = grid.flat(attend(q, k, v, causal, attention.scaling).transpose(1, 2))
+            if page and isinstance(lean.attention, GroupedAttention):
+                as_written = lean.attention.kept(found.queries) * attention.scaling, lean.attention.kept(found.keys)
+                sums = grid.flat(fused(q, k, v, causal, attention.scaling)[1].transpose(1, 2))
+                page.keep(number, hidden, (*as_written, found.values), taken, sums)
+            hidden = hidden + attention.o_proj(taken.flatten(1))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        if page:
+            page.keep_last(hidden)
         last = trunk.norm(hidden[self.lengths.cumsum(0) - 1])
         self.logits = model.logits(last)
         is_there = torch.arange(grid.width, device=device) < self.lengths[:, None]
@@ -114,11 +132,15 @@ class Rows:
 
     compact_share = 0.75
 
-    def __init__(self, model: LeanModel, prompts: Prompts, prompt_of: Tensor, *, room: int) -> None:
-        self.model, self.room = model, room
+    def __init__(
+        self, model: LeanModel, prompts: Prompts, prompt_of: Tensor, *, room: int, notes: Notes | None = None
+    ) -> None:
+        self.model, self.room, self.notes = model, room, notes if prompts.places else None
+        self.prompt_places = [prompts.places[prompt] for prompt in prompt_of.tolist()] if prompts.places else None
         self.prompts, self.bias, self.prompt_of = list(prompts.layers), prompts.bias, prompt_of
         self.next_position = prompts.lengths[prompt_of]
         self.num_late = 0
+        self.places: slice | None = None
         self.early: list[list[Tensor]] = []
         self.late: list[list[Tensor]] = []
         self.is_copied = prompts.width <= SHORT_PROMPT
@@ -128,17 +150,23 @@ class Rows:
             self._arrange()
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Writes `tokens` [R] and returns the logits [R, V] of what follows."""
+        """Writes `tokens` [R] and returns the logits [R, V] of what follows; `places` are those where it is noted."""
         trunk = self.model.trunk
         hidden = trunk.embed_tokens(tokens)
         turns = pair_rotations(trunk, hidden, self.next_position)
         if self.late and self.num_late == self.late[0][0].shape[2]:
             self._join(None)
+        page = self.notes.turn(len(tokens)) if self.notes else None
+        self.places = page.places if page else None
         for number, layer in enumerate(self.model.layers):
             queries, keys, values = layer.attention.queries(layer.before(hidden), turns)
-            taken = self._attend(number, queries, keys, values, layer.attention)
+            taken, scores, shares = self._attend(number, queries, keys, values, layer.attention)
+            if page and values is not None:
+                page.keep(number, hidden, (queries, keys, values), taken, log_sums(scores, shares))
             hidden = hidden + layer.attention.finish(taken)
             hidden = hidden + layer.mlp(layer.between(hidden))
+        if page:
+            page.keep_last(hidden)
         self.num_late += 1
         self.next_position = self.next_position + 1
         return self.model.logits(self.model.norm(hidden))
@@ -214,8 +242,10 @@ class Rows:
         joined = grid.flatten(0, 1)
         return joined if self.is_plain else joined.index_select(0, self.place_of)
 
-    def _attend(self, number: int, q: Tensor, keys: Tensor, values: Tensor | None, attention: Any) -> Tensor:
-        """What each head takes [R, H, E]; the keys and values of the new token are kept."""
+    def _attend(
+        self, number: int, q: Tensor, keys: Tensor, values: Tensor | None, attention: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What each head takes [R, H, E], scores and shares [R, K, g, T]; the new token's keys and values are kept."""
         parts = [*self.early[number : number + 1], self._written(number, keys, values)]
         q = q.unflatten(1, (keys.shape[1], -1))  # [R, K, g, D]
         scores = [q @ part[0].transpose(2, 3) for part in parts]
@@ -224,7 +254,8 @@ class Rows:
         elif self.bias is not None:
             scores[0][..., : self.bias.shape[-1]] += self.bias
         joined = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
-        shares = joined.float().softmax(dim=-1).to(q.dtype).split([score.shape[-1] for score in scores], dim=-1)
+        everything = joined.float().softmax(dim=-1).to(q.dtype)
+        shares = everything.split([score.shape[-1] for score in scores], dim=-1)
         taken = None
         if not self.is_copied:
             prompt = self.prompts[number]
@@ -233,7 +264,7 @@ class Rows:
             found = share @ self._values(part[0], part[1] if len(part) > 1 else None, attention)
             taken = found if taken is None else taken + found
         assert taken is not None
-        return taken.flatten(1, 2)
+        return taken.flatten(1, 2), joined, everything
 
     def _to_prompts(self, rows: Tensor, states: Tensor, bias: Tensor | None = None) -> Tensor:
         """Rows [R, K, g, M] times what their prompts have [P, K, M, N], plus a bias [P, 1, 1, N]: [R, K, g, N]."""

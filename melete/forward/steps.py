@@ -29,12 +29,24 @@ def normed(module: Any, x: Tensor) -> Tensor:
     return cast(Tensor, _Normed.apply(x, module.weight, module.variance_epsilon))  # pyright: ignore[reportUnknownMemberType]
 
 
+def unit_of(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x [..., d] / sqrt(mean(x^2) + eps), and what it was multiplied by [..., 1]."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return x * scale, scale
+
+
+def gradient_of_unit(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of x from that of `unit_of(x)`; `grad` is lost."""
+    # what points along x does not change a norm of x
+    along = torch.linalg.vecdot(grad, unit)[..., None].div_(unit.shape[-1])
+    return grad.addcmul_(unit, along, value=-1).mul_(scale)
+
+
 class _Normed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        unit = x * scale
+        unit, scale = unit_of(x, eps)
         ctx.save_for_backward(unit, scale, weight)
         return unit * weight
 
@@ -43,10 +55,7 @@ class _Normed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         unit, scale, weight = ctx.saved_tensors
         of_weight = (grads[0] * unit).flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[1] else None
-        grad = grads[0] * weight
-        # what points along x does not change a norm of x
-        along = torch.linalg.vecdot(grad, unit)[..., None].div_(unit.shape[-1])
-        return torch.addcmul(grad, unit, along, value=-1).mul_(scale), of_weight, None
+        return gradient_of_unit(grads[0] * weight, unit, scale), of_weight, None
 
 
 def gated(mlp: Any, x: Tensor) -> Tensor:

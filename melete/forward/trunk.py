@@ -26,9 +26,13 @@ def states_at(trunk: Any, tokens: Tensor, where: Tensor) -> Tensor:
     Right padding needs no attention mask: a real token never looks to its right.
     """
     if knows(trunk):
-        multiple = rows_together(layers_of(trunk)[0].self_attn.o_proj)
-        return states(trunk, Layout.of(tokens, where, multiple=multiple))
+        return states(trunk, Layout.of(tokens, where, multiple=rows_together_in(trunk)))
     return trunk(input_ids=tokens, use_cache=False).last_hidden_state[where]
+
+
+def rows_together_in(trunk: Any) -> int:
+    """What the number of tokens is best rounded up to."""
+    return rows_together(layers_of(trunk)[0].self_attn.o_proj)
 
 
 def states(trunk: Any, layout: Layout) -> Tensor:
@@ -80,6 +84,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     scores = (q * scale) @ k.transpose(2, 3)
     scores += q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
     return scores.softmax(dim=-1) @ v
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """As `attend`, by torch's fused kernel for a CPU; with the logs [B, H, T] of the sums of exponentials."""
+    k, v = (_spread(states, q.shape[1] // k.shape[1]) for states in (k, v))
+    bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
 
 
 def _spread(states: Tensor, group: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from melete.algorithms import Algorithm, token_losses
 from melete.batch import Batch, TrainBatch, microbatches
 from melete.errors import ModelError
+from melete.forward.memory import Memory
 from melete.functional.aggregate import aggregate
 from melete.functional.value import value_loss
 from melete.learning.optimizer import OptimizerSettings
@@ -28,7 +30,8 @@ class LocalLearner(OneModel):
 
     `value_head` is that of a critic on the policy's own trunk: `value_coef` times its value loss is added to each
     token's loss (Schulman et al. 2017, eq. 9), which teaches the trunk; the head itself is the critic's to train. With
-    `packing`, several rows of an update go through the model as one sequence (see `packing.py`).
+    `packing`, several rows of an update go through the model as one sequence (see `packing.py`). `memory` is that of the
+    sampler that writes with this very model: an update on what the present weights wrote needs no forward pass over it.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class LocalLearner(OneModel):
         value_head: torch.nn.Linear | None = None,
         value_coef: float = 0.1,
         packing: bool = False,
+        memory: Memory | None = None,
     ) -> None:
         if value_head is not None and plain_head(model) is None:
             remedy = 'give the critic a trunk of its own: trunk = "own"'
@@ -51,9 +55,15 @@ class LocalLearner(OneModel):
         self.model, self.max_tokens, self.temperature = model, max_tokens_per_microbatch, temperature
         self.updater = Updater(model, optimizer, after_step=after_step)
         self.reference = reference
-        self.packing = packing
+        self.packing, self.memory = packing, memory
         if packing and not shares_beginnings(model):
             refuse_unpackable(model)
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """What the sampler writes meanwhile is for the next update."""
+        with self.memory.opened() if self.memory else nullcontext():
+            yield
 
     def logprobs(self, batch: Batch | TrainBatch) -> Tensor:
         """Log-probs [B, T] by the current weights, without gradient."""
@@ -85,15 +95,21 @@ class LocalLearner(OneModel):
         gradient is not finite; the weights, the optimizer and the schedule are then as they were.
         """
         sums: defaultdict[str, float] = defaultdict(float)
-        metrics = self.updater.step(self._losses(batch, algorithm, sums))
+        memory = self.memory if self.memory is not None and self.memory.is_current() else None
+        # with a memory a loss is next to nothing until it is differentiated
+        metrics = self.updater.step(self._losses(batch, algorithm, sums, memory), ahead=2 if memory else 0)
         return metrics | _averages(sums) | {"num_dropped_rows": float(batch.num_dropped_rows)}
 
-    def _losses(self, batch: TrainBatch, algorithm: Algorithm, sums: defaultdict[str, float]) -> Iterator[Tensor]:
+    def _losses(
+        self, batch: TrainBatch, algorithm: Algorithm, sums: defaultdict[str, float], memory: Memory | None
+    ) -> Iterator[Tensor]:
         shared = shares_beginnings(self.model)
         for part in microbatches(batch, self.max_tokens, share_beginnings=shared, packing=self.packing):
-            yield self._loss(part.to(self.model.device), algorithm, sums)
+            yield self._loss(part.to(self.model.device), algorithm, sums, memory)
 
-    def _loss(self, part: TrainBatch, algorithm: Algorithm, sums: defaultdict[str, float]) -> Tensor:
+    def _loss(
+        self, part: TrainBatch, algorithm: Algorithm, sums: defaultdict[str, float], memory: Memory | None
+    ) -> Tensor:
         entropy_grad = algorithm.settings.entropy_coef > 0
         head = None if self.value_head is None else self.value_head.weight.detach()
         scores = score(
@@ -104,6 +120,7 @@ class LocalLearner(OneModel):
             entropy_grad=entropy_grad,
             value_weight=head if "returns" in part.streams else None,
             packing=self.packing,
+            memory=memory,
         )
         losses, per_token = token_losses(
             algorithm,

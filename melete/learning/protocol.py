@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -25,6 +26,10 @@ class Learner(Protocol):
 
     def refresh_reference(self) -> None:
         """The reference becomes the current policy."""
+        ...
+
+    def remembering(self) -> AbstractContextManager[None]:
+        """While what the next update is about is being written."""
         ...
 
     def update(self, batch: TrainBatch, algorithm: Algorithm) -> dict[str, float]:

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from melete.batch import Batch, TokenRows, TrainBatch
 from melete.forward.architectures import knows
+from melete.forward.memory import Memory
+from melete.forward.recall import recalled_states_at
 from melete.forward.trunk import states_at
 from melete.functional.logprobs import entropy_at, logprobs_and_entropy_at, logprobs_at
 from melete.learning.packing import packed, states_of
@@ -40,19 +42,21 @@ def score(
     entropy_grad: bool = False,
     value_weight: Tensor | None = None,
     packing: bool = False,
+    memory: Memory | None = None,
 ) -> Scores:
     """Scores the tokens of right-padded rows [B, T] where `mask` [B, T] is True.
 
     Right padding needs no attention mask: a real token never looks to its right. The first token of a row is never
     predicted, so a mask there counts for nothing. With `packing`, several rows go through the model as one sequence.
+    With a `memory` of what the present weights wrote, no forward pass is made over that.
     """
     predicted = mask[:, 1:]
     where = torch.nn.functional.pad(predicted, (1, 0))
     values = None
     if value_weight is None:
-        logits = logits_at(model, tokens, predicted, packing=packing)
+        logits = logits_at(model, tokens, predicted, packing=packing, memory=memory)
     else:
-        hidden = hidden_at(model, tokens, predicted, packing=packing)
+        hidden = hidden_at(model, tokens, predicted, packing=packing, memory=memory)
         logits = cast(nn.Module, plain_head(model))(hidden)
         worth = torch.nn.functional.linear(hidden, value_weight).squeeze(-1).float()
         values = worth.new_zeros(tokens.shape).masked_scatter(where, worth)
@@ -102,18 +106,24 @@ def shares_beginnings(model: Any) -> bool:
     return knows(getattr(model, "base_model", None))
 
 
-def logits_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor, *, packing: bool = False) -> Tensor:
+def logits_at(
+    model: PreTrainedModel, tokens: Tensor, predicted: Tensor, *, packing: bool = False, memory: Memory | None = None
+) -> Tensor:
     """Logits [N, V] at the positions whose next token is wanted."""
     head = plain_head(model)
     if head is not None:
-        return head(hidden_at(model, tokens, predicted, packing=packing))
+        return head(hidden_at(model, tokens, predicted, packing=packing, memory=memory))
     if packing:
         return packed(lambda **said: model(**said, use_cache=False).logits, tokens[:, :-1], predicted, model.dtype)
     return model(input_ids=tokens, use_cache=False).logits[:, :-1][predicted]
 
 
-def hidden_at(model: PreTrainedModel, tokens: Tensor, predicted: Tensor, *, packing: bool = False) -> Tensor:
+def hidden_at(
+    model: PreTrainedModel, tokens: Tensor, predicted: Tensor, *, packing: bool = False, memory: Memory | None = None
+) -> Tensor:
     """The trunk's last hidden states [N, H] at the positions whose next token is wanted."""
+    if memory is not None:
+        return recalled_states_at(model.base_model, tokens[:, :-1], predicted, memory)
     if packing and not shares_beginnings(model):  # what is shared is never padded either
         return packed(states_of(model.base_model), tokens[:, :-1], predicted, model.dtype)
     return states_at(model.base_model, tokens[:, :-1], predicted)

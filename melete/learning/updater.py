@@ -61,8 +61,8 @@ class Updater:
         self.optimizer = make_optimizer(self.moved, settings)
         self.num_updates = 0
 
-    def step(self, losses: Iterable[Tensor]) -> dict[str, float]:
-        """One optimizer step on the sum of `losses`, each of which is differentiated before the next is asked for.
+    def step(self, losses: Iterable[Tensor], *, ahead: int = 0) -> dict[str, float]:
+        """One optimizer step on the sum of `losses`, of which as many are held at once as there are lanes, and `ahead`.
 
         Without any loss no weight changes and only the schedule moves on. Returns `loss`, `grad_norm` and `lr`. Raises
         `TrainingError` when loss or gradient is not finite; weights, optimizer and schedule are then as they were.
@@ -76,7 +76,7 @@ class Updater:
             is_plain = len(self.moved) > 0 and not self.full
             lanes = num_lanes(torch.get_num_threads(), self.moved[0].device.type) if is_plain else 1
             # the next loss is made while the one before it is differentiated
-            for value, gradients in in_lanes(self._backward if lanes == 1 else self._gradients, losses, lanes):
+            for value, gradients in in_lanes(self._backward if lanes == 1 else self._gradients, losses, lanes, ahead=ahead):
                 self._add(gradients)
                 total, is_empty = total + value, False
         norm = torch.nn.utils.clip_grad_norm_(self.moved.parameters(), self.settings.max_grad_norm).item()

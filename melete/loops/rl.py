@@ -83,7 +83,8 @@ def train(
     known = _annotators(learner, critic) | dict(annotators or {})
     for step in range(start, stop):
         clock = [time.perf_counter()]
-        found = collect(sampler, tokenizer, problems, step, settings.sampling, rewards, algorithm)
+        with learner.remembering():
+            found = collect(sampler, tokenizer, problems, step, settings.sampling, rewards, algorithm)
         clock.append(time.perf_counter())
         weights = {name: part.weight for name, part in rewards.items()}
         try:

@@ -8,12 +8,14 @@ rollout's key and the token's position, so neither the other rows nor the order 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +23,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from melete.forks import Fork, Tell, can_fork
+from melete.forward.memory import Memory
+from melete.forward.notes import Notes
 from melete.forward.rows import Prompts, Rows, lean_model
 from melete.forward.static_rows import StaticRows, can_be_static
 from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
 from melete.sampling.protocol import OnCompletion
+from melete.sampling.shared_weights import SharedWeights
 from melete.sampling.rows import CachedRows, WrittenRows
 from melete.threads import in_lanes, num_lanes
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
@@ -33,9 +38,31 @@ from melete.types import Completion, FinishReason, SampleRequest, SamplingSettin
 PARAMETERS_OF_THREADS = 2_000_000  # of a smaller model two threads wait for Python longer than for products
 ROWS_OF_LANE = 32  # that a part of a wave has at least, if it is written beside another
 LANES_ARE_FORKS = sys.platform == "linux"  # a wave has the same lanes whether or not they can be forked just then
-_Written = Callable[[int, int, Completion], None]
+_Noted = tuple[int, Sequence[int]] | None  # the first place of a prompt, and those of what was written behind it
+_Written = Callable[[int, int, Completion, _Noted], None]  # number of a request and of one of its keys, what was written
+_RowWritten = Callable[[int, Completion, _Noted], None]
 _Part = tuple[int, int, SampleRequest]  # number of a request, of the first of its keys, and those keys
+
 SPARE_TOKENS = 32  # room behind what has been written: more would be read with more gaps, less be moved more often
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """What is written beside other lanes, and where its states are noted."""
+
+    parts: list[_Part]
+    notes: Notes | None
+
+
+class _Job(NamedTuple):
+    """A lane as a copy of this process is told of it: `at` is the next place of lane `lane` of the memory."""
+
+    parts: list[_Part]
+    settings: SamplingSettings
+    version: int
+    weights: int
+    lane: int
+    at: int | None
 
 
 @dataclass
@@ -45,6 +72,8 @@ class _Wave:
     keys: np.ndarray  # [B] uint64
     tokens: Tensor  # [B, max_new_tokens]
     logprobs: Tensor  # [B, max_new_tokens]
+    places: Tensor  # [B, max_new_tokens] where each token is noted, -1 where it is not
+    prompt_places: Sequence[int] | None  # [B] the first place of each row's prompt
     lengths: Tensor  # [B], 0 while being written
     stopped: Tensor  # [B] bool
 
@@ -58,8 +87,13 @@ class NativeSampler:
         self.model, self.tokenizer, self.max_rows, self.policy_version = model, tokenizer, max_rows, version
         self.end_tokens = torch.tensor(sorted(_end_tokens(model, tokenizer)), device=model.device)
         self.lean = lean_model(model)
+        self.memory = None if self.lean is None else Memory(self.lean, num_lanes(1, model.device.type))
         self.num_prefilled_tokens = self.num_decoded_tokens = 0  # how much work was done, padding not counted
         self._counting = threading.Lock()
+        self._copies: list[Fork] = []
+        self._copied: tuple[object, ...] = ()  # what they have of all that may change
+        self._weights: SharedWeights | None = None
+        weakref.finalize(self, _close, self._copies)
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Copies `weights` by name, unless they are the model's own, and takes their version.
@@ -105,8 +139,12 @@ class NativeSampler:
 
         told = threading.Lock()
 
-        def written(number: int, sibling: int, completion: Completion) -> None:
+        def written(number: int, sibling: int, completion: Completion, noted: _Noted) -> None:
             with told:
+                if self.memory is not None and noted is not None:
+                    prompt = requests[number].prompt_tokens
+                    self.memory.remember_prompt(prompt, range(noted[0], noted[0] + len(prompt)))
+                    self.memory.remember((*prompt, *completion.tokens[:-1]), noted[1])
                 if done[number][sibling] is None:  # a lane that is written again says what has been said
                     done[number][sibling] = completion
                     if on_completion:
@@ -121,53 +159,104 @@ class NativeSampler:
             self.model.train(was_training)
         return [[completion for completion in siblings if completion is not None] for siblings in done]
 
-    def _write_lanes(self, lanes: Sequence[list[_Part]], settings: SamplingSettings, written: _Written) -> None:
+    def _write_lanes(self, lanes: Sequence[_Lane], settings: SamplingSettings, written: _Written) -> None:
         """Lanes but the first in copies of this process where there can be some, else in threads or one by one."""
         if len(lanes) == 1 or not can_fork():
             num = len(lanes) if self.model.num_parameters() >= PARAMETERS_OF_THREADS else 1
             list(in_lanes(lambda lane: self._write_lane(lane, settings, written), lanes, num))
             return
-        left: list[list[_Part]] = []
-        copies: list[tuple[Fork, list[_Part]]] = []
+        self._prepare_copies(len(lanes) - 1, settings)
+        left = list(lanes[1 + len(self._copies) :])
+        given: list[tuple[Fork, _Lane]] = []
         try:
-            for lane in lanes[1:]:
+            for copy, lane in zip(self._copies, lanes[1:], strict=False):
                 try:
-                    copies.append((self._forked(lane, settings, written), lane))
-                except OSError:  # no memory or no process to be had
+                    self._give(copy, lane, settings, written)
+                    given.append((copy, lane))
+                except OSError:  # it has ended meanwhile
                     left.append(lane)
             self._write_lane(lanes[0], settings, written)
-            left.extend(lane for copy, lane in copies if not copy.join())
+            left.extend(lane for copy, lane in given if not copy.join())
         except BaseException:
-            for copy, _ in copies:
-                copy.kill()
+            self.close()
             raise
+        if left:
+            self.close()
         for lane in left:
             self._write_lane(lane, settings, written)
 
-    def _forked(self, lane: list[_Part], settings: SamplingSettings, written: _Written) -> Fork:
-        def work(tell: Tell) -> None:
-            def tell_row(number: int, sibling: int, completion: Completion) -> None:
-                tell([number, sibling, dataclasses.astuple(completion)])
+    def _prepare_copies(self, num: int, settings: SamplingSettings) -> None:
+        """So many copies of this process as can be had, with all but weights as they are now."""
+        board = self.memory.lanes if self.memory else None
+        weights = [weight.data_ptr() for weight in (*self.model.parameters(), *self.model.buffers())]
+        state = self.lean.adapters() if self.lean else ()
+        present = (*weights, *state, *self.end_tokens.tolist(), id(board), len(board or ()), torch.get_num_threads())
+        if present != self._copied:
+            self.close()
+            self._copied, self._weights = present, SharedWeights(self.model)
+        assert self._weights is not None
+        self._weights.put()
+        with contextlib.suppress(OSError):  # no memory or no process to be had
+            while len(self._copies) < num:
+                self._copies.append(Fork(self._copy_work()))
+        
+    def _copy_work(self) -> Callable[[Any, Tell], None]:
+        weights = self._weights
+        assert weights is not None
+        has_number = weights.number
 
+        def work(job: _Job, tell: Tell) -> None:
+            nonlocal has_number
             self._counting = threading.Lock()  # another thread may have held it when the copy was made
+            self.policy_version = job.version
+            if job.weights != has_number and self.lean is not None:
+                weights.take()
+                self.lean.state, has_number = (), job.weights
+                self.lean.refresh()
+
+            def tell_row(number: int, sibling: int, completion: Completion, noted: _Noted) -> None:
+                tell([number, sibling, dataclasses.astuple(completion), noted])
+
+            notes = self.memory.lanes[job.lane] if self.memory and job.at is not None else None
+            if notes and job.at is not None:
+                notes.at = job.at
             before = self.num_prefilled_tokens, self.num_decoded_tokens
-            self._write_lane(lane, settings, tell_row)
-            tell([self.num_prefilled_tokens - before[0], self.num_decoded_tokens - before[1]])
+            self._write_lane(_Lane(job.parts, notes), job.settings, tell_row)
+            counts = self.num_prefilled_tokens - before[0], self.num_decoded_tokens - before[1]
+            tell([*counts, notes.at if notes else None])
+
+        return work
+
+    def _give(self, copy: Fork, lane: _Lane, settings: SamplingSettings, written: _Written) -> None:
+        assert self._weights is not None
 
         def hear(told: Any) -> None:
-            if len(told) == 2:
-                self._count(*told)
+            if len(told) == 3:
+                self._count(*told[:2])
+                if lane.notes:
+                    lane.notes.at = told[2]
             else:
-                number, sibling, (tokens, logprobs, reason, version) = told
-                written(number, sibling, Completion(tuple(tokens), tuple(logprobs), reason, version))
+                number, sibling, (tokens, logprobs, reason, version), noted = told
+                written(number, sibling, Completion(tuple(tokens), tuple(logprobs), reason, version), noted)
 
-        return Fork(work, hear)
+        number = self.memory.lanes.index(lane.notes) if self.memory and lane.notes else 0
+        at = lane.notes.at if lane.notes else None
+        copy.start(_Job(lane.parts, settings, self.policy_version, self._weights.number, number, at), hear)
 
-    def _write_lane(self, lane: list[_Part], settings: SamplingSettings, written: _Written) -> None:
-        places = [(number, start + n) for number, start, part in lane for n in range(len(part.keys))]
-        self._write([part for _, _, part in lane], settings, lambda row, found: written(*places[row], found))
+    def close(self) -> None:
+        """Ends the copies of this process that wait for work; the next wave makes others."""
+        _close(self._copies)
+        self._copies.clear()
 
-    def _lanes(self, wave: list[_Part]) -> list[list[_Part]]:
+    def _write_lane(self, lane: _Lane, settings: SamplingSettings, written: _Written) -> None:
+        numbers = [(number, start + n) for number, start, part in lane.parts for n in range(len(part.keys))]
+
+        def row_written(row: int, completion: Completion, noted: _Noted) -> None:
+            written(*numbers[row], completion, noted)
+
+        self._write([part for _, _, part in lane.parts], settings, row_written, lane.notes)
+
+    def _lanes(self, wave: list[_Part]) -> list[_Lane]:
         """The wave in parts that are written side by side, each with prompts of its own."""
         num_rows = sum(len(part.keys) for _, _, part in wave)
         is_small = not LANES_ARE_FORKS and self.model.num_parameters() < PARAMETERS_OF_THREADS
@@ -181,7 +270,8 @@ class NativeSampler:
                 lanes.append([])
             lanes[-1].append(part)
             begun += len(part[2].keys)
-        return lanes
+        notes = [self.memory.lane(number) if self.memory else None for number in range(len(lanes))]
+        return [_Lane(parts, notes) for parts, notes in zip(lanes, notes, strict=True)]
 
     def _waves(self, requests: Sequence[SampleRequest]) -> Iterator[list[_Part]]:
         """Requests that are written together: prompts of similar length, at most `max_rows` rows.
@@ -204,33 +294,35 @@ class NativeSampler:
 
     @torch.inference_mode()  # which a thread has of its own
     def _write(
-        self, requests: Sequence[SampleRequest], settings: SamplingSettings, written: Callable[[int, Completion], None]
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings, written: _RowWritten, notes: Notes | None
     ) -> None:
         prompts = {prompt: n for n, prompt in enumerate(dict.fromkeys(request.prompt_tokens for request in requests))}
         row_of_key = [prompts[request.prompt_tokens] for request in requests for _ in request.keys]
-        rows, logits = self._rows(list(prompts), torch.tensor(row_of_key, device=self.model.device), settings)
+        rows, logits = self._rows(list(prompts), torch.tensor(row_of_key, device=self.model.device), settings, notes)
         num_rows = len(row_of_key)
         wave = _Wave(
             keys=np.array([key for request in requests for key in request.keys], dtype=np.uint64),
             tokens=torch.zeros(num_rows, settings.max_new_tokens, dtype=torch.long, device=logits.device),
             logprobs=torch.zeros(num_rows, settings.max_new_tokens, device=logits.device),
+            places=torch.full((num_rows, settings.max_new_tokens), -1, dtype=torch.long, device=logits.device),
+            prompt_places=rows.prompt_places if isinstance(rows, Rows) else None,
             lengths=torch.zeros(num_rows, dtype=torch.long, device=logits.device),
             stopped=torch.zeros(num_rows, dtype=torch.bool, device=logits.device),
         )
         self._decode(logits, rows, wave, settings, written)
 
     def _rows(
-        self, prompts: Sequence[tuple[int, ...]], prompt_of: Tensor, settings: SamplingSettings
+        self, prompts: Sequence[tuple[int, ...]], prompt_of: Tensor, settings: SamplingSettings, notes: Notes | None
     ) -> tuple[WrittenRows, Tensor]:
         """Rows that are about to be written, and the logits [B, V] of their first tokens."""
         self._count(sum(len(prompt) for prompt in prompts), 0)
         room = min(SPARE_TOKENS, settings.max_new_tokens)
         if self.lean is not None:
-            shared = Prompts(self.lean, prompts)
+            shared = Prompts(self.lean, prompts, notes)
             logits, limit = shared.logits[prompt_of], settings.max_new_tokens
             if prompt_of.device.type == "cuda" and can_be_static(self.lean, shared, len(prompt_of), limit):
                 return StaticRows(self.lean, shared, prompt_of, limit=limit), logits
-            return Rows(self.lean, shared, prompt_of, room=room), logits
+            return Rows(self.lean, shared, prompt_of, room=room, notes=notes), logits
         cached = CachedRows(self.model, prompts, prompt_of, room=room, limit=settings.max_new_tokens)
         return cached, cached.logits
 
@@ -240,7 +332,7 @@ class NativeSampler:
         rows: WrittenRows,
         wave: _Wave,
         settings: SamplingSettings,
-        written: Callable[[int, Completion], None],
+        written: _RowWritten,
     ) -> None:
         """Fills `wave` and hands over each row when it ends; ended rows are dropped from the batch now and then."""
         alive = torch.arange(len(wave.keys), device=logits.device)  # the wave's row of each row of the batch
@@ -255,18 +347,20 @@ class NativeSampler:
             wave.stopped[alive] |= ended & is_open
             wave.lengths[alive[ended & is_open]] = step + 1
             for row in alive[ended & is_open].tolist():
-                written(row, self._completion(wave, row))
+                written(row, *self._completion(wave, row))
             is_open &= ~ended
             num_open = int(is_open.sum())
             if num_open == 0 or step + 1 == settings.max_new_tokens:
                 for row in alive[is_open].tolist():
-                    written(row, self._completion(wave, row))
+                    written(row, *self._completion(wave, row))
                 break
             if num_open <= rows.compact_share * len(alive):
                 kept = is_open.nonzero()[:, 0]
                 alive, tokens = alive[kept], tokens[kept]
                 rows.keep(kept)
             logits = rows.step(tokens)
+            if isinstance(rows, Rows) and rows.places is not None:
+                wave.places[alive, step] = torch.arange(rows.places.start, rows.places.stop)
         self._count(0, num_decoded)
 
     def _count(self, num_prefilled: int, num_decoded: int) -> None:
@@ -282,11 +376,19 @@ class NativeSampler:
         tails = self.tokenizer.batch_decode(wave.tokens[alive, start : step + 1].tolist())
         return torch.tensor([any(s in tail for s in settings.stop_strings) for tail in tails], device=alive.device)
 
-    def _completion(self, wave: _Wave, row: int) -> Completion:
+    def _completion(self, wave: _Wave, row: int) -> tuple[Completion, _Noted]:
+        """What was written, and where all of it but the last token is noted."""
         length = int(wave.lengths[row]) or wave.tokens.shape[1]
         reason: FinishReason = "stop" if bool(wave.stopped[row]) else "length"
         tokens, logprobs = wave.tokens[row, :length].tolist(), wave.logprobs[row, :length].tolist()
-        return Completion(tuple(tokens), tuple(logprobs), reason, self.policy_version)
+        completion = Completion(tuple(tokens), tuple(logprobs), reason, self.policy_version)
+        places = wave.places[row, : length - 1].tolist() if wave.prompt_places else [-1]
+        return completion, None if -1 in places or wave.prompt_places is None else (wave.prompt_places[row], places)
+
+
+def _close(copies: list[Fork]) -> None:
+    for copy in copies:
+        copy.close()
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

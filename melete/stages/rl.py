@@ -27,6 +27,7 @@ from melete.models.moe import RouterBalancer
 from melete.rewards import RewardContext
 from melete.rewards.grade import RewardPart
 from melete.runs.directory import ROLLOUTS
+from melete.sampling.native import NativeSampler
 from melete.sampling.protocol import Sampler
 from melete.schema import RLStage, TrainingStage
 from melete.stages.context import StageContext
@@ -217,6 +218,8 @@ class _Workshop:
             reference=_other_model(stage.reference, context) if stage.reference not in ("start", "none") else None,
             value_head=critic.model.score if critic and isinstance(critic.model, SharedTrunk) else None,
             value_coef=stage.critic.value_coef if stage.critic else 0.0,
+            # a sampler that lags behind writes with weights of its own
+            memory=sampler.memory if isinstance(sampler, NativeSampler) and not stage.max_staleness else None,
         )
         task = stage_task(stage)
         opened = opens_thought(tokenizer)

@@ -1,0 +1,140 @@
+"""What a model computed of each token while it wrote it, kept until the update on what was written.
+
+The weights of an update are those that wrote, so its forward pass would compute all of it again. With a memory the
+update begins with the backward pass (`recall.py`). The memory lies where copies of this process write into it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+
+from melete.forward.architectures import layers_of
+from melete.forward.layout import Layout
+from melete.forward.notes import Fields, Notes
+from melete.forward.products import is_linear
+from melete.forward.rows import LeanModel
+from melete.forward.weights import Gated, GroupedAttention, LeanLayer
+
+MOST_BYTES = 512 * 2**20  # of one step; what does not fit is computed again
+
+
+class Memory:
+    """Of the rows that `model` writes while it is open, for the weights that it had then."""
+
+    def __init__(self, model: LeanModel, num_lanes: int, most_bytes: int = MOST_BYTES) -> None:
+        self.model, self.num_lanes, self.most_bytes = model, num_lanes, most_bytes
+        self.is_open = False
+        self.state: tuple[object, ...] = ()
+        self.prompts: dict[tuple[int, ...], Sequence[int]] = {}
+        self.rows: dict[tuple[int, ...], Sequence[int]] = {}
+        self.lanes: list[Notes] = []
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """What is written meanwhile is kept; what was kept before is forgotten."""
+        self.forget()
+        self.is_open = True
+        try:
+            yield
+        finally:
+            self.is_open = False
+
+    def forget(self) -> None:
+        """Of no row anything is known."""
+        self.prompts.clear()
+        self.rows.clear()
+        self.state = ()
+        for number, notes in enumerate(self.lanes):
+            notes.at = number * self._room
+
+    def lane(self, number: int) -> Notes | None:
+        """Where lane `number` notes what it computes; None where nothing is to be kept."""
+        if not self.is_open or number >= self.num_lanes or not self._is_kept():
+            return None
+        if not self.lanes:
+            self._make()
+        if self.state != self.model.state:
+            self.forget()
+            self.state = self.model.state
+        return self.lanes[number]
+
+    def remember_prompt(self, prompt: Sequence[int], places: Sequence[int]) -> None:
+        """`places` are those of its tokens."""
+        _keep_first(self.prompts, tuple(prompt), places)
+
+    def remember(self, row: Sequence[int], places: Sequence[int]) -> None:
+        """`places` are those of what was written behind the prompt; `row` is the prompt and that."""
+        _keep_first(self.rows, tuple(row), places)
+
+    def find(self, layout: Layout) -> list[int] | None:
+        """The places of a layout's tokens, but for idle ones, in its order; None if any is unknown."""
+        found = [self.prompts.get(text) for text in layout.texts] + [self.rows.get(row) for row in layout.rows]
+        places = [place for part in found if part is not None for place in part]
+        return places if len(places) + layout.num_idle == len(layout.tokens) else None
+
+    @property
+    def layers(self) -> list[Fields]:
+        """What is kept of each layer, by place."""
+        return self.lanes[0].layers
+
+    @property
+    def last(self) -> Tensor:
+        """The states [C, d] after the last layer."""
+        return self.lanes[0].last
+
+    def is_current(self) -> bool:
+        """Whether the weights are those of the time when it was written."""
+        return bool(self.rows) and self.state == self.model.state == self.model.present_state()
+
+    def _is_kept(self) -> bool:
+        """Whether `recall.py` knows the gradients of this kind of model: plain layers in fp32 on a CPU."""
+        model = self.model
+        weight = model.trunk.embed_tokens.weight
+        if weight.dtype != torch.float32 or weight.device.type != "cpu" or not model.layers:
+            return False
+        return all(map(_is_known, model.layers, layers_of(model.trunk)))
+
+    def _make(self) -> None:
+        layer = self.model.layers[0]
+        attention = layer.attention
+        assert isinstance(attention, GroupedAttention)
+        width, heads, num_q = len(layer.before.weight), attention.num_q + 2 * attention.num_kv, attention.num_q
+        shapes = [(width,), (heads, attention.size), (num_q * attention.size,), (num_q,)] * len(self.model.layers)
+        shapes.append((width,))
+        sizes = [torch.Size(shape).numel() for shape in shapes]
+        num_places = self.most_bytes // (4 * sum(sizes))
+        self._room = num_places // self.num_lanes
+        # of all that is asked for the system gives only what is written to
+        self._shared = mmap.mmap(-1, max(4 * sum(sizes) * num_places, mmap.PAGESIZE))
+        with torch.inference_mode(False):
+            everything = torch.frombuffer(self._shared, dtype=torch.float32)[: sum(sizes) * num_places]
+            parts = everything.split([size * num_places for size in sizes])
+            fields = [part.view(num_places, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        layers = [Fields(*fields[start : start + 4]) for start in range(0, len(fields) - 1, 4)]
+        ends = range(self._room, (self.num_lanes + 1) * self._room, self._room) if self._room else [0] * self.num_lanes
+        self.lanes = [Notes(layers, fields[-1], end - self._room, end) for end in ends]
+
+
+def _keep_first(known: dict[tuple[int, ...], Sequence[int]], text: tuple[int, ...], places: Sequence[int]) -> None:
+    """The first of several places, whichever lane is heard of first: they differ in their last bits."""
+    if text not in known or tuple(places) < tuple(known[text]):
+        known[text] = places
+
+
+def _is_known(lean: LeanLayer, layer: Any) -> bool:
+    if not isinstance(lean.attention, GroupedAttention) or lean.attention.norms or not isinstance(lean.mlp, Gated):
+        return False
+    if not isinstance(layer.mlp.act_fn, (nn.SiLU, SiLUActivation)) or getattr(layer, "gradient_checkpointing", False):
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    products = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    products += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    is_watched = any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
+    return all(is_linear(product) for product in products) and not is_watched
