@@ -22,6 +22,7 @@ from melete.forward.products import is_linear
 from melete.forward.rows import LeanModel
 from melete.forward.weights import Gated, GroupedAttention, LeanLayer
 
+_LEAST_SHARE = 1e-30  # of a token in what it takes: of less the logarithm is not known well
 MOST_BYTES = 512 * 2**20  # of one step; what does not fit is computed again
 
 
@@ -77,17 +78,15 @@ class Memory:
         """The places of a layout's tokens, but for idle ones, in its order; None if any is unknown."""
         found = [self.prompts.get(text) for text in layout.texts] + [self.rows.get(row) for row in layout.rows]
         places = [place for part in found if part is not None for place in part]
-        return places if len(places) + layout.num_idle == len(layout.tokens) else None
+        if len(places) + layout.num_idle != len(layout.tokens):
+            return None
+        shares = self.fields.shares.index_select(1, torch.tensor(places))
+        return places if float(shares.min()) >= _LEAST_SHARE else None
 
     @property
-    def layers(self) -> list[Fields]:
-        """What is kept of each layer, by place."""
-        return self.lanes[0].layers
-
-    @property
-    def last(self) -> Tensor:
-        """The states [C, d] after the last layer."""
-        return self.lanes[0].last
+    def fields(self) -> Fields:
+        """What is kept, by place."""
+        return self.lanes[0].fields
 
     def is_current(self) -> bool:
         """Whether the weights are those of the time when it was written."""
@@ -105,21 +104,21 @@ class Memory:
         layer = self.model.layers[0]
         attention = layer.attention
         assert isinstance(attention, GroupedAttention)
-        width, heads, num_q = len(layer.before.weight), attention.num_q + 2 * attention.num_kv, attention.num_q
-        shapes = [(width,), (heads, attention.size), (num_q * attention.size,), (num_q,)] * len(self.model.layers)
-        shapes.append((width,))
-        sizes = [torch.Size(shape).numel() for shape in shapes]
-        num_places = self.most_bytes // (4 * sum(sizes))
-        self._room = num_places // self.num_lanes
+        num_layers, width, num_q = len(self.model.layers), len(layer.before.weight), attention.num_q
+        heads = (num_q + 2 * attention.num_kv, attention.size)
+        counts, shapes = [num_layers + 1, *[num_layers] * 3], [(width,), heads, (num_q * attention.size,), (num_q,)]
+        sizes = [count * torch.Size(shape).numel() for count, shape in zip(counts, shapes, strict=True)]
+        self._room = self.most_bytes // (4 * sum(sizes) * self.num_lanes)
+        num_places = self._room * self.num_lanes
         # of all that is asked for the system gives only what is written to
-        self._shared = mmap.mmap(-1, max(4 * sum(sizes) * num_places, mmap.PAGESIZE))
+        shared = mmap.mmap(-1, max(4 * sum(sizes) * num_places, mmap.PAGESIZE))
         with torch.inference_mode(False):
-            everything = torch.frombuffer(self._shared, dtype=torch.float32)[: sum(sizes) * num_places]
+            everything = torch.frombuffer(shared, dtype=torch.float32)[: sum(sizes) * num_places]
             parts = everything.split([size * num_places for size in sizes])
-            fields = [part.view(num_places, *shape) for part, shape in zip(parts, shapes, strict=True)]
-        layers = [Fields(*fields[start : start + 4]) for start in range(0, len(fields) - 1, 4)]
-        ends = range(self._room, (self.num_lanes + 1) * self._room, self._room) if self._room else [0] * self.num_lanes
-        self.lanes = [Notes(layers, fields[-1], end - self._room, end) for end in ends]
+            views = (part.view(n, num_places, *shape) for part, n, shape in zip(parts, counts, shapes, strict=True))
+            fields = Fields(*views)
+        starts = [number * self._room for number in range(self.num_lanes)]
+        self.lanes = [Notes(fields, start, start + self._room) for start in starts]
 
 
 def _keep_first(known: dict[tuple[int, ...], Sequence[int]], text: tuple[int, ...], places: Sequence[int]) -> None:

@@ -8,24 +8,31 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-_LEAST_SHARE = 1e-30  # of its own key that a token still sees well enough for the sum to be read off it
-
 
 class Fields(NamedTuple):
-    """What is kept of one layer: C places, one for each token."""
+    """What is kept of L layers: C places, one for each token."""
 
-    state: Tensor  # [C, d], before the layer
-    heads: Tensor  # [C, H + 2 K, D], rotated queries and keys, and values, as the lean layer makes them
-    taken: Tensor  # [C, H * D], what each head took
-    sums: Tensor  # [C, H], log of the sum of each head's exponentials
+    states: Tensor  # [L + 1, C, d], before each layer and after the last
+    heads: Tensor  # [L, C, H + 2 K, D], rotated queries and keys, and values, as the lean layer makes them
+    taken: Tensor  # [L, C, H * D], what each head took
+    shares: Tensor  # [L, C, H], how much of that each head took from the token itself
+
+
+class Page(NamedTuple):
+    """The places of some tokens: fields without the dimension of layers."""
+
+    places: slice
+    states: Sequence[Tensor]
+    heads: Sequence[Tensor]
+    taken: Sequence[Tensor]
+    shares: Sequence[Tensor]
 
 
 @dataclass(eq=False)
 class Notes:
-    """One lane's part of the memory: the places from `start` to `end`, of which the next to be written is `at`."""
+    """One lane's part of a memory: the places from `at`, which is the next to be written, to `end`."""
 
-    layers: list[Fields]
-    last: Tensor  # [C, d], after the last layer
+    fields: Fields
     at: int
     end: int
 
@@ -34,34 +41,4 @@ class Notes:
         if self.at + num_tokens > self.end:
             return None
         begin, self.at = self.at, self.at + num_tokens
-        return Page(self, slice(begin, self.at))
-
-
-class Page(NamedTuple):
-    """The places of some tokens."""
-
-    notes: Notes
-    places: slice
-
-    def keep(self, layer: int, state: Tensor, heads: Sequence[Tensor], taken: Tensor, sums: Tensor) -> None:
-        """Of R tokens: `heads` are queries, keys and values [R, ., D]."""
-        fields, places = self.notes.layers[layer], self.places
-        fields.state[places] = state
-        at = 0
-        for part in heads:
-            fields.heads[places, at : at + part.shape[1]] = part
-            at += part.shape[1]
-        fields.taken[places] = taken.flatten(1)
-        fields.sums[places] = sums.flatten(1)
-
-    def keep_last(self, state: Tensor) -> None:
-        """The state [R, d] after the last layer."""
-        self.notes.last[self.places] = state
-
-
-def log_sums(scores: Tensor, shares: Tensor) -> Tensor:
-    """log sum exp of scores [..., T] whose softmax `shares` is known; a token's own key comes last."""
-    own = shares[..., -1]
-    if float(own.min()) > _LEAST_SHARE:
-        return scores[..., -1] - own.log()
-    return scores.amax(dim=-1) - shares.amax(dim=-1).log()
+        return Page(slice(begin, self.at), *(field[:, begin : self.at].unbind() for field in self.fields))

@@ -20,7 +20,7 @@ from melete.forward.memory import Memory
 from melete.forward.products import linear as quick_linear
 from melete.forward.steps import gradient_of_unit, normed, unit_of
 from melete.forward.trunk import rows_together_in, states
-from melete.forward.weights import Gated, GroupedAttention, Product
+from melete.forward.weights import Gated, GroupedAttention, Product, own_scores
 
 _NUM_WEIGHTS = 16  # that a layer has, biases among them
 
@@ -73,7 +73,7 @@ class _Recalled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, recall: _Recall, embedded: Tensor, *weights: Tensor | None) -> Tensor:
         ctx.recall = recall
-        return recall.memory.last.index_select(0, recall.places)
+        return recall.memory.fields.states[-1].index_select(0, recall.places)
 
     @staticmethod
     @once_differentiable
@@ -94,7 +94,8 @@ def _backward(
     layer, trained = recall.memory.model.layers[number], layers_of(recall.memory.model.trunk)[number]
     attention, mlp = layer.attention, layer.mlp
     assert isinstance(attention, GroupedAttention) and isinstance(mlp, Gated)
-    state, heads, taken, sums = (field.index_select(0, recall.places) for field in recall.memory.layers[number])
+    state, heads, taken, shares = (field[number].index_select(0, recall.places) for field in recall.memory.fields)
+    sums = own_scores(*heads.split([attention.num_q, attention.num_kv, attention.num_kv], dim=1)[:2]) - shares.log_()
     # the gate
     between = attention.out(taken).add_(state)
     unit, scale = unit_of(between, layer.between.eps)

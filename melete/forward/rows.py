@@ -15,7 +15,7 @@ from torch import Tensor
 
 from melete.forward.architectures import expanded, heads, knows, latent, layers_of, pair_rotations, rotations
 from melete.forward.layout import Grid
-from melete.forward.notes import Notes, log_sums
+from melete.forward.notes import Notes
 from melete.forward.products import is_quick
 from melete.forward.trunk import attend, fused
 from melete.forward.weights import GroupedAttention, LatentAttention, LeanLayer, Norm, Product, can_be_joined
@@ -105,13 +105,14 @@ class Prompts:
             q, k, v = (grid.padded(part).transpose(1, 2) for part in found)
             taken = grid.flat(attend(q, k, v, causal, attention.scaling).transpose(1, 2))
             if page and isinstance(lean.attention, GroupedAttention):
-                as_written = lean.attention.kept(found.queries) * attention.scaling, lean.attention.kept(found.keys)
                 sums = grid.flat(fused(q, k, v, causal, attention.scaling)[1].transpose(1, 2))
-                page.keep(number, hidden, (*as_written, found.values), taken, sums)
+                page.states[number].copy_(hidden)
+                page.taken[number].copy_(taken.flatten(1))
+                page.shares[number].copy_(lean.attention.note(found, page.heads[number]).sub_(sums).exp_())
             hidden = hidden + attention.o_proj(taken.flatten(1))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         if page:
-            page.keep_last(hidden)
+            page.states[-1].copy_(hidden)
         last = trunk.norm(hidden[self.lengths.cumsum(0) - 1])
         self.logits = model.logits(last)
         is_there = torch.arange(grid.width, device=device) < self.lengths[:, None]
@@ -158,15 +159,19 @@ class Rows:
             self._join(None)
         page = self.notes.turn(len(tokens)) if self.notes else None
         self.places = page.places if page else None
-        for number, layer in enumerate(self.model.layers):
-            queries, keys, values = layer.attention.queries(layer.before(hidden), turns)
-            taken, scores, shares = self._attend(number, queries, keys, values, layer.attention)
-            if page and values is not None:
-                page.keep(number, hidden, (queries, keys, values), taken, log_sums(scores, shares))
-            hidden = hidden + layer.attention.finish(taken)
-            hidden = hidden + layer.mlp(layer.between(hidden))
         if page:
-            page.keep_last(hidden)
+            page.states[0].copy_(hidden)
+        for number, layer in enumerate(self.model.layers):
+            place = page.heads[number] if page else None
+            queries, keys, values = layer.attention.queries(layer.before(hidden), turns, place)
+            taken, own = self._attend(
+                number, queries, keys, values, layer.attention, page.taken[number] if page else None
+            )
+            if page:
+                page.shares[number].copy_(own)
+            hidden = hidden + layer.attention.finish(taken)
+            place = page.states[number + 1] if page else None
+            hidden = torch.add(hidden, layer.mlp(layer.between(hidden)), out=place)
         self.num_late += 1
         self.next_position = self.next_position + 1
         return self.model.logits(self.model.norm(hidden))
@@ -243,9 +248,18 @@ class Rows:
         return joined if self.is_plain else joined.index_select(0, self.place_of)
 
     def _attend(
-        self, number: int, q: Tensor, keys: Tensor, values: Tensor | None, attention: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What each head takes [R, H, E], scores and shares [R, K, g, T]; the new token's keys and values are kept."""
+        self,
+        number: int,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor | None,
+        attention: Any,
+        place: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What each head takes [R, H * E], written to `place` if there is one, and its share [R, H] of the new token.
+
+        The new token's keys and values are kept.
+        """
         parts = [*self.early[number : number + 1], self._written(number, keys, values)]
         q = q.unflatten(1, (keys.shape[1], -1))  # [R, K, g, D]
         scores = [q @ part[0].transpose(2, 3) for part in parts]
@@ -256,15 +270,13 @@ class Rows:
         joined = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
         everything = joined.float().softmax(dim=-1).to(q.dtype)
         shares = everything.split([score.shape[-1] for score in scores], dim=-1)
-        taken = None
+        taken: list[Tensor] = []
         if not self.is_copied:
             prompt = self.prompts[number]
-            taken = self._to_prompts(shares[0], self._values(prompt.keys, prompt.values, attention))
+            taken.append(self._to_prompts(shares[0], self._values(prompt.keys, prompt.values, attention)))
         for share, part in zip(shares[len(shares) - len(parts) :], parts, strict=True):
-            found = share @ self._values(part[0], part[1] if len(part) > 1 else None, attention)
-            taken = found if taken is None else taken + found
-        assert taken is not None
-        return taken.flatten(1, 2), joined, everything
+            taken.append(share @ self._values(part[0], part[1] if len(part) > 1 else None, attention))
+        return _sum(taken, place), everything[..., -1].flatten(1)
 
     def _to_prompts(self, rows: Tensor, states: Tensor, bias: Tensor | None = None) -> Tensor:
         """Rows [R, K, g, M] times what their prompts have [P, K, M, N], plus a bias [P, 1, 1, N]: [R, K, g, N]."""
@@ -287,3 +299,11 @@ class Rows:
         for buffer, part in zip(buffers, new, strict=True):
             buffer[:, :, self.num_late] = part
         return [buffer[:, :, : self.num_late + 1] for buffer in buffers]
+
+
+def _sum(parts: Sequence[Tensor], place: Tensor | None) -> Tensor:
+    """The sum of one to three tensors [R, K, g, E] as [R, H * E], written to `place` if there is one."""
+    flat = [part.flatten(1) for part in parts]
+    if len(flat) == 1:
+        return flat[0] if place is None else place.copy_(flat[0])
+    return torch.add(flat[0] if len(flat) == 2 else flat[0] + flat[1], flat[-1], out=place)

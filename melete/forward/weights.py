@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
-from melete.forward.architectures import bias_of, layers_of, paired, rotated_pairs, weight_of
+from melete.forward.architectures import Heads, bias_of, layers_of, paired, rotated_pairs, weight_of
 from melete.forward.products import is_quick, laid_out
 from melete.forward.products import linear as quick_linear
 
@@ -159,7 +159,8 @@ class GroupedAttention:
     """
 
     def __init__(self, attention: Any) -> None:
-        self.size, scale = attention.head_dim, attention.scaling
+        self.size, self.scale = attention.head_dim, attention.scaling
+        scale = self.scale
         has_norms = hasattr(attention, "q_norm")
 
         def as_pairs(rows: Tensor) -> Tensor:
@@ -178,15 +179,31 @@ class GroupedAttention:
         self.num_kv = attention.k_proj.out_features // self.size
         self.num_q = attention.q_proj.out_features // self.size
 
-    def queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Queries [R, H, D], what is kept of the token: keys [R, K, D] and values [R, K, D]."""
+    def queries(
+        self, x: Tensor, turns: Tensor, place: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries [R, H, D], what is kept of the token: keys [R, K, D] and values [R, K, D].
+
+        They are written to `place` [R, H + 2 K, D], if there is one.
+        """
         found = self.product(x).view(len(x), -1, self.size)
         turned, values = found.split([self.num_q + self.num_kv, self.num_kv], dim=1)
         if self.norms:
             q, k = turned.split([self.num_q, self.num_kv], dim=1)
             turned = torch.cat([self.norms[0](q), self.norms[1](k)], dim=1)
-        q, k = rotated_pairs(turned, turns).split([self.num_q, self.num_kv], dim=1)
+        if place is not None:
+            place, kept = place.split([self.num_q + self.num_kv, self.num_kv], dim=1)
+            kept.copy_(values)
+        q, k = rotated_pairs(turned, turns, place).split([self.num_q, self.num_kv], dim=1)
         return q, k, values
+
+    def note(self, found: Heads, place: Tensor) -> Tensor:
+        """Writes heads of the module to `place` [N, H + 2 K, D] as they are here; gives a token's own scores [N, H]."""
+        q, k, v = place.split([self.num_q, self.num_kv, self.num_kv], dim=1)
+        torch.mul(paired(found.queries), self.scale, out=q)
+        k.copy_(paired(found.keys))
+        v.copy_(found.values)
+        return own_scores(q, k)
 
     def kept(self, keys: Tensor) -> Tensor:
         """Keys [..., D] of the module as they are kept here."""
@@ -195,6 +212,11 @@ class GroupedAttention:
     def finish(self, taken: Tensor) -> Tensor:
         """The layer's output [R, d] from what each head took [R, H, E]."""
         return self.out(taken.flatten(1))
+
+
+def own_scores(q: Tensor, k: Tensor) -> Tensor:
+    """The score [N, H] of each token's scaled query [N, H, D] with its own key [N, K, D]."""
+    return (q.unflatten(1, (k.shape[1], -1)) * k[:, :, None]).sum(dim=-1).flatten(1)
 
 
 class LatentAttention:
@@ -233,8 +255,14 @@ class LatentAttention:
         by_head = self.out.weight.unflatten(1, (self.num_q, -1)).transpose(0, 1)  # [H, d, E]
         return (by_head @ self.to_values).transpose(0, 1).flatten(1)
 
-    def queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Queries [R, H, C + D] and what is kept of the token: latent and rotated key [R, 1, C + D]."""
+    def queries(
+        self, x: Tensor, turns: Tensor, place: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries [R, H, C + D] and what is kept of the token: latent and rotated key [R, 1, C + D].
+
+        There is no place to write them to.
+        """
+        assert place is None
         q, content, key = self.product(x).split(self.sizes, dim=-1)
         if self.second is not None and self.q_norm is not None:
             q = self.second(self.q_norm(q))
