@@ -74,11 +74,11 @@ def _vendor() -> str:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., d] times weight [o, d] transposed, plus bias [o]: [..., o], with gradients where they are asked for."""
-    if not _is_for_onednn(x, weight):
+    if x.dtype != torch.float32 or not x.numel() or not is_for_onednn(weight):
         return nn.functional.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
         return _with_gradients(x, weight, bias)
-    return _by_onednn(x, weight, bias)
+    return by_onednn(x, _in_order(weight), bias)
 
 
 def _with_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -91,15 +91,26 @@ def _with_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out[:rows].view(*x.shape[:-1], -1)
 
 
-def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
-    is_plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
-    return is_plain and library() == "onednn"
+def is_for_onednn(weight: Tensor) -> bool:
+    """Whether oneDNN multiplies with such a weight here: one of fp32 on a CPU."""
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and library() == "onednn"
 
 
-def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not (weight.is_contiguous() or weight.t().is_contiguous()):  # oneDNN would take its slowest way, a plain loop
-        weight = weight.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., d] times weight [o, d] transposed, plus bias [o]; the weight lies by row or by column."""
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+def _in_order(weight: Tensor) -> Tensor:
+    """The same weight by row or by column; with any other oneDNN would take its slowest way, a plain loop."""
+    return weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient [o, d] of a weight by oneDNN, from those of the results [N, o] and what was multiplied [N, d]."""
+    if grad.shape[1] > x.shape[1]:  # the smaller of the two is laid out anew
+        return by_onednn(x.t(), _in_order(grad.t())).t().contiguous()
+    return by_onednn(grad.t(), _in_order(x.t()))
 
 
 class _Linear(torch.autograd.Function):
@@ -108,7 +119,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _by_onednn(x, weight, bias)
+        return by_onednn(x, _in_order(weight), bias)
 
     @staticmethod
     @once_differentiable
@@ -117,8 +128,8 @@ class _Linear(torch.autograd.Function):
         grad, (of_x, of_weight, of_bias) = grads[0], ctx.needs_input_grad
         rows = grad.flatten(0, -2)
         return (
-            _by_onednn(grad, weight.t(), None) if of_x else None,
-            _by_onednn(rows.t(), x.flatten(0, -2).t(), None) if of_weight else None,
+            by_onednn(grad, _in_order(weight.t())) if of_x else None,
+            weight_gradient(rows, x.flatten(0, -2)) if of_weight else None,
             rows.sum(dim=0) if of_bias else None,
         )
 

@@ -17,7 +17,7 @@ from torch.nn.functional import silu
 from melete.forward.architectures import layers_of, pair_rotations, unpaired
 from melete.forward.layout import Grid, Layout
 from melete.forward.memory import Memory
-from melete.forward.products import linear as quick_linear
+from melete.forward.products import by_onednn, weight_gradient
 from melete.forward.steps import gradient_of_unit, normed, unit_of
 from melete.forward.trunk import rows_together_in, states
 from melete.forward.weights import Gated, GroupedAttention, Product, own_scores
@@ -200,12 +200,12 @@ def _of_fused(
 
 def _times(grad: Tensor, product: Product) -> Tensor:
     """The gradient [N, d] of what was multiplied, from that of the result [N, o]."""
-    return quick_linear(grad, product.weight.t()) if product.quick else grad @ product.weight
+    return by_onednn(grad, product.weight.t()) if product.quick else grad @ product.weight
 
 
 def _of_weight(product: Product, grad: Tensor, x: Tensor) -> Tensor:
     """The gradient of the weight [o, d]."""
-    return quick_linear(grad.t(), x.t()) if product.quick else grad.t() @ x
+    return weight_gradient(grad, x) if product.quick else grad.t() @ x
 
 
 def _of_product(product: Product, grad: Tensor, x: Tensor, asked: tuple[bool, ...]) -> list[Tensor | None]:

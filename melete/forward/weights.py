@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
 from melete.forward.architectures import Heads, bias_of, layers_of, paired, rotated_pairs, weight_of
-from melete.forward.products import is_quick, laid_out
-from melete.forward.products import linear as quick_linear
+from melete.forward.products import by_onednn, is_for_onednn, is_quick, laid_out
 
 _FEW_ROWS = 32  # up to which all experts of a small mixture are computed for every row
+_VERY_FEW_ROWS = 3  # up to which torch's own product takes less time than to call oneDNN
 _FEW_EXPERTS = 16
 _WIDE = 4  # times the hidden size: up to which the latents of all heads go to the output at once
 Change = Callable[[Tensor], Tensor]
@@ -30,14 +30,16 @@ class Product:
         changes = changes or [_as_it_is] * len(modules)
         weights = [(weight_of(module), change) for module, change in zip(modules, changes, strict=True)]
         biases = [(bias_of(module), change) for module, change in zip(modules, changes, strict=True)]
-        self.quick = all(is_quick(module) for module in modules)
+        is_wanted = all(is_quick(module) for module in modules)
         weight = _joined([change(weight.detach()) for weight, change in weights if weight is not None])
         assert weight is not None
-        self.weight = laid_out(weight, quick=self.quick)
+        self.weight = laid_out(weight, quick=is_wanted)
+        self.quick = is_wanted and is_for_onednn(self.weight)
         self.bias = _joined([change(bias.detach()) for bias, change in biases if bias is not None])
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (quick_linear if self.quick else linear)(x, self.weight, self.bias)
+        few = len(x) <= _VERY_FEW_ROWS
+        return (by_onednn if self.quick and not few else linear)(x, self.weight, self.bias)
 
 
 def _as_it_is(weight: Tensor) -> Tensor:
