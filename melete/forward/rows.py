@@ -260,23 +260,29 @@ class Rows:
 
         The new token's keys and values are kept.
         """
-        parts = [*self.early[number : number + 1], self._written(number, keys, values)]
+        layers = [*self.early[number : number + 1], self._written(number, keys, values)]
+        parts = [[part.flatten(0, 1) for part in layer] for layer in layers]  # [R * K, T, D]
         q = q.unflatten(1, (keys.shape[1], -1))  # [R, K, g, D]
-        scores = [q @ part[0].transpose(2, 3) for part in parts]
+        flat = q.flatten(0, 1)
+        scores = [torch.bmm(flat, part[0].transpose(1, 2)) for part in parts]
         if not self.is_copied:
-            scores.insert(0, self._to_prompts(q, self.prompts[number].keys.transpose(2, 3), self.bias))
+            to_prompts = self._to_prompts(q, self.prompts[number].keys.transpose(2, 3), self.bias)
+            scores.insert(0, to_prompts.flatten(0, 1))
         elif self.bias is not None:
-            scores[0][..., : self.bias.shape[-1]] += self.bias
+            scores[0].view(*q.shape[:3], -1)[..., : self.bias.shape[-1]] += self.bias
         joined = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
         everything = joined.float().softmax(dim=-1).to(q.dtype)
-        shares = everything.split([score.shape[-1] for score in scores], dim=-1)
-        taken: list[Tensor] = []
+        shares = list(everything.split([score.shape[-1] for score in scores], dim=-1))
+        taken = None
         if not self.is_copied:
-            prompt = self.prompts[number]
-            taken.append(self._to_prompts(shares[0], self._values(prompt.keys, prompt.values, attention)))
-        for share, part in zip(shares[len(shares) - len(parts) :], parts, strict=True):
-            taken.append(share @ self._values(part[0], part[1] if len(part) > 1 else None, attention))
-        return _sum(taken, place), everything[..., -1].flatten(1)
+            prompt, share = self.prompts[number], shares.pop(0).unflatten(0, q.shape[:2])
+            taken = self._to_prompts(share, self._values(prompt.keys, prompt.values, attention)).flatten(0, 1)
+        for share, part in zip(shares, parts, strict=True):
+            own = self._values(part[0], part[1] if len(part) > 1 else None, attention)
+            taken = torch.bmm(share, own) if taken is None else torch.baddbmm(taken, share, own)
+        assert taken is not None
+        taken = taken.view(len(q), -1)
+        return taken if place is None else place.copy_(taken), everything[..., -1].view(len(q), -1)
 
     def _to_prompts(self, rows: Tensor, states: Tensor, bias: Tensor | None = None) -> Tensor:
         """Rows [R, K, g, M] times what their prompts have [P, K, M, N], plus a bias [P, 1, 1, N]: [R, K, g, N]."""
@@ -299,11 +305,3 @@ class Rows:
         for buffer, part in zip(buffers, new, strict=True):
             buffer[:, :, self.num_late] = part
         return [buffer[:, :, : self.num_late + 1] for buffer in buffers]
-
-
-def _sum(parts: Sequence[Tensor], place: Tensor | None) -> Tensor:
-    """The sum of one to three tensors [R, K, g, E] as [R, H * E], written to `place` if there is one."""
-    flat = [part.flatten(1) for part in parts]
-    if len(flat) == 1:
-        return flat[0] if place is None else place.copy_(flat[0])
-    return torch.add(flat[0] if len(flat) == 2 else flat[0] + flat[1], flat[-1], out=place)
