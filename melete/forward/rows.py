@@ -223,29 +223,19 @@ class Rows:
 
     def _arrange(self) -> None:
         """Places the rows in a grid [P, S] by prompt, so that a prompt's keys are read once for all of its rows."""
-        num_prompts = len(self.prompts[0].keys)
+        num_prompts, num_heads = self.prompts[0].keys.shape[:2]
         order = self.prompt_of.argsort(stable=True)
         counts = self.prompt_of.bincount(minlength=num_prompts)
         self.num_slots = int(counts.max())
-        starts = counts.cumsum(0) - counts
         ordered = self.prompt_of[order]
-        rank = torch.arange(len(order), device=order.device) - starts[ordered]
-        place = ordered * self.num_slots + rank
-        self.place_of = torch.empty_like(place).scatter_(0, order, place)  # [R]
-        self.row_at = torch.zeros(num_prompts * self.num_slots, dtype=torch.long, device=order.device)
-        self.row_at[self.place_of] = torch.arange(len(order), device=order.device)
-        in_order = torch.arange(len(order), device=order.device)
-        self.is_plain = len(self.row_at) == len(order) and bool((self.place_of == in_order).all())
-
-    def _spread(self, rows: Tensor) -> Tensor:
-        """[R, ...] in the grid [P, S, ...]; an empty place holds some row."""
-        spread = rows if self.is_plain else rows.index_select(0, self.row_at)
-        return spread.unflatten(0, (-1, self.num_slots))
-
-    def _gathered(self, grid: Tensor) -> Tensor:
-        """[P, S, ...] as [R, ...]."""
-        joined = grid.flatten(0, 1)
-        return joined if self.is_plain else joined.index_select(0, self.place_of)
+        rank = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[ordered]
+        slot_of = torch.empty_like(rank).scatter_(0, order, rank)  # [R]
+        row_at = order.new_zeros(num_prompts, self.num_slots)  # an empty place has some row
+        row_at[ordered, rank] = order
+        heads = torch.arange(num_heads, device=order.device)
+        # a head's rows of one prompt side by side [P, K, S], and where each row's head is there [R, K]
+        self.to_grid = (row_at[:, None] * num_heads + heads[:, None]).flatten()
+        self.to_rows = ((self.prompt_of[:, None] * num_heads + heads) * self.num_slots + slot_of[:, None]).flatten()
 
     def _attend(
         self,
@@ -266,8 +256,7 @@ class Rows:
         flat = q.flatten(0, 1)
         scores = [torch.bmm(flat, part[0].transpose(1, 2)) for part in parts]
         if not self.is_copied:
-            to_prompts = self._to_prompts(q, self.prompts[number].keys.transpose(2, 3), self.bias)
-            scores.insert(0, to_prompts.flatten(0, 1))
+            scores.insert(0, self._to_prompts(flat, self.prompts[number].keys.transpose(2, 3), self.bias))
         elif self.bias is not None:
             scores[0].view(*q.shape[:3], -1)[..., : self.bias.shape[-1]] += self.bias
         joined = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
@@ -275,8 +264,8 @@ class Rows:
         shares = list(everything.split([score.shape[-1] for score in scores], dim=-1))
         taken = None
         if not self.is_copied:
-            prompt, share = self.prompts[number], shares.pop(0).unflatten(0, q.shape[:2])
-            taken = self._to_prompts(share, self._values(prompt.keys, prompt.values, attention)).flatten(0, 1)
+            prompt = self.prompts[number]
+            taken = self._to_prompts(shares.pop(0), self._values(prompt.keys, prompt.values, attention))
         for share, part in zip(shares, parts, strict=True):
             own = self._values(part[0], part[1] if len(part) > 1 else None, attention)
             taken = torch.bmm(share, own) if taken is None else torch.baddbmm(taken, share, own)
@@ -285,10 +274,12 @@ class Rows:
         return taken if place is None else place.copy_(taken), everything[..., -1].view(len(q), -1)
 
     def _to_prompts(self, rows: Tensor, states: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Rows [R, K, g, M] times what their prompts have [P, K, M, N], plus a bias [P, 1, 1, N]: [R, K, g, N]."""
-        grid = self._spread(rows).transpose(1, 2).flatten(2, 3) @ states  # [P, K, S * g, N]
-        found = grid if bias is None else grid + bias
-        return self._gathered(found.unflatten(2, (self.num_slots, -1)).transpose(1, 2))
+        """Rows [R * K, g, M] times what their prompts have [P, K, M, N], plus a bias [P, 1, 1, N]: [R * K, g, N]."""
+        grid = rows.index_select(0, self.to_grid).view(-1, self.num_slots * rows.shape[1], rows.shape[2])
+        found = torch.bmm(grid, states.flatten(0, 1))  # [P * K, S * g, N]
+        if bias is not None:
+            found.view(*states.shape[:2], *found.shape[1:]).add_(bias)
+        return found.view(-1, rows.shape[1], found.shape[2]).index_select(0, self.to_rows)
 
     def _values(self, keys: Tensor, values: Tensor | None, attention: Any) -> Tensor:
         if values is not None:
