@@ -12,7 +12,6 @@ import ctypes
 import gc
 import json
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -59,19 +58,18 @@ class Fork:
             os.close(jobs)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._parent = parent
-        self._told, self._given = os.fdopen(mine), os.fdopen(given, "wb")
+        self._told, self._given = os.fdopen(mine), os.fdopen(given, "w")
         self._status: int | None = None
         self._is_done, self._error = False, None
         self._listener: threading.Thread | None = None
 
     def start(self, job: Any, hear: Callable[[Any], None]) -> None:
-        """Gives it a job; `hear` is called in a thread with each JSON value that the work tells.
+        """Gives it a job, a JSON value; `hear` is called in a thread with each JSON value that the work tells.
 
         Raises `OSError` if it is no longer there.
         """
         self._is_done, self._error = False, None
-        pickle.dump(job, self._given)
-        self._given.flush()
+        _say(self._given, job)
         self._listener = threading.Thread(target=self._listen, args=(hear,), name="fork", daemon=True)
         self._listener.start()
 
@@ -126,9 +124,9 @@ def _work_and_exit(work: Work, jobs: int, theirs: int, parent: int, libc: Any) -
         libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
         gc.freeze()  # to look through what the parent has would touch, and so copy, every page
         if os.getppid() == parent:
-            with os.fdopen(jobs, "rb") as asked, os.fdopen(theirs, "w") as out:
-                while asked.peek(1):
-                    work(pickle.load(asked), lambda value: _say(out, value))
+            with os.fdopen(jobs) as asked, os.fdopen(theirs, "w") as out:
+                for job in iter(asked.readline, ""):
+                    work(json.loads(job), lambda value: _say(out, value))
                     out.write(_DONE)
                     out.flush()
             code = 0

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from melete import forks
-from melete.forks import Fork, Tell, can_fork
+from melete.forks import Fork, Tell, Work, can_fork
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies are made on Linux only")
 
@@ -27,50 +27,65 @@ def is_there(pid: int) -> bool:
         return False
 
 
-def test_what_is_told_is_heard_in_order_while_both_go_on() -> None:
+@pytest.fixture(name="fork")
+def made() -> Iterator[Callable[[Work], Fork]]:
+    """Makes copies that are ended with the test."""
+    forks: list[Fork] = []
+
+    def make(work: Work) -> Fork:
+        forks.append(Fork(work))
+        return forks[-1]
+
+    yield make
+    for fork in forks:
+        fork.close()
+
+
+Make = Callable[[Work], Fork]
+
+
+def done(fork: Fork, job: Any = None, hear: Callable[[Any], object] = lambda _value: None) -> bool:
+    fork.start(job, hear)
+    return fork.join()
+
+
+def test_what_is_told_is_heard_in_order_while_both_go_on(fork: Make) -> None:
     heard: list[Any] = []
 
-    def work(tell: Tell) -> None:
-        for number in range(1000):
+    def work(job: int, tell: Tell) -> None:
+        for number in range(job):
             tell([number, number / 3, "a"])
 
-    copy = Fork(work, heard.append)
-    assert copy.join()
+    assert done(fork(work), 1000, heard.append)
     assert heard == [[number, number / 3, "a"] for number in range(1000)]
 
 
-def test_a_copy_that_is_done_is_cleared_away_by_the_next() -> None:
-    """Nobody waits while the system takes its memory apart."""
-    first, second = (Fork(lambda tell: tell("x"), lambda _value: None) for _ in range(2))
-    assert first.join() and second.join()
-    os.waitid(os.P_PID, first._pid, os.WEXITED | os.WNOWAIT)  # until the system is through with it
-    os.waitpid(second._pid, 0)  # somebody else sees this one off
-    assert Fork(lambda _tell: None, lambda _value: None).join()
-    assert first._status == second._status == 0 and first not in forks._leaving
-
-
-def test_a_copy_changes_nothing_here() -> None:
+def test_a_copy_does_one_job_after_another_and_keeps_what_it_has(fork: Make) -> None:
     mine, heard = [1], list[Any]()
 
-    def work(tell: Tell) -> None:
-        mine.append(2)
+    def work(job: list[int], tell: Tell) -> None:
+        mine.extend(job)
         tell(mine)
 
-    assert Fork(work, heard.append).join()
-    assert mine == [1] and heard == [[1, 2]]
+    copy = fork(work)
+    assert done(copy, [2], heard.append) and done(copy, [3, 4], heard.append)
+    assert mine == [1] and heard == [[1, 2], [1, 2, 3, 4]]
 
 
-def fails(_tell: Tell) -> None:
+def fails(_job: object, _tell: Tell) -> None:
     raise RuntimeError("no")
 
 
-def dies(_tell: Tell) -> None:
+def dies(_job: object, _tell: Tell) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("work", [fails, dies])
-def test_work_that_was_not_done_is_known(work: Callable[[Tell], None], capfd: pytest.CaptureFixture[str]) -> None:
-    assert not Fork(work, lambda _value: None).join()
+def test_work_that_was_not_done_is_known(fork: Make, work: Work, capfd: pytest.CaptureFixture[str]) -> None:
+    copy = fork(work)
+    assert not done(copy) and not is_there(copy._pid)
+    with pytest.raises((OSError, ValueError)):
+        copy.start(None, lambda _value: None)
     assert capfd.readouterr() == ("", "")
 
 
@@ -79,64 +94,79 @@ def _taken(lock: threading.Lock) -> None:
         pass
 
 
-def test_a_copy_that_waits_for_a_lock_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_waits_for_a_lock_is_ended(fork: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forks, "PATIENCE", 0.2)
     lock = threading.Lock()
     with lock:
-        copy = Fork(lambda _tell: _taken(lock), lambda _value: None)
-        assert not copy.join()
+        copy = fork(lambda _job, _tell: _taken(lock))
+        assert not done(copy)
     assert not is_there(copy._pid)
 
 
-def test_a_copy_that_works_on_without_a_word_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_works_on_without_a_word_is_not(fork: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forks, "PATIENCE", 0.6)
 
-    def work(tell: Tell) -> None:
+    def work(_job: object, tell: Tell) -> None:
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
             pass
         tell("at last")
 
     heard: list[Any] = []
-    assert Fork(work, heard.append).join() and heard == ["at last"]
+    assert done(fork(work), hear=heard.append) and heard == ["at last"]
 
 
-def test_what_the_listener_raises_is_raised_where_the_work_is_waited_for() -> None:
+def test_a_copy_that_has_nothing_to_do_is_left_in_peace(fork: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "PATIENCE", 0.2)
+    copy = fork(lambda _job, _tell: None)
+    assert done(copy)
+    time.sleep(0.5)
+    assert done(copy) and is_there(copy._pid)
+
+
+def test_what_the_listener_raises_is_raised_where_the_work_is_waited_for(fork: Make) -> None:
     def hear(value: Any) -> None:
         raise KeyError(value)
 
-    copy = Fork(lambda tell: tell("x"), hear)
     with pytest.raises(KeyError, match="x"):
-        copy.join()
+        done(fork(lambda _job, tell: tell("x")), hear=hear)
 
 
-def test_ctrl_c_is_the_parents() -> None:
+def test_ctrl_c_is_the_parents(fork: Make) -> None:
     called: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _frame: called.append(number))
     try:
 
-        def work(tell: Tell) -> None:
+        def work(_job: object, tell: Tell) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
             tell(called)
 
         heard: list[Any] = []
-        assert Fork(work, heard.append).join() and heard == [[]]
+        assert done(fork(work), hear=heard.append) and heard == [[]]
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_copy_is_killed_at_once() -> None:
-    copy = Fork(lambda _tell: time.sleep(60), lambda _value: None)
+def test_a_copy_is_ended_at_once(fork: Make) -> None:
+    copy = fork(lambda _job, _tell: time.sleep(60))
+    copy.start(None, lambda _value: None)
     begun = time.monotonic()
-    copy.kill()
-    assert not copy.join() and time.monotonic() - begun < 5
+    copy.close()
+    assert not copy.join() and not is_there(copy._pid) and time.monotonic() - begun < 5
+
+
+def test_a_copy_does_not_end_its_siblings(fork: Make) -> None:
+    first = fork(lambda _job, tell: tell("there"))
+    assert done(fork(lambda _job, _tell: first.close()))
+    heard: list[Any] = []
+    assert done(first, hear=heard.append) and heard == ["there"]
 
 
 def test_a_copy_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
         "import time, sys; from melete.forks import Fork\n"
-        "copy = Fork(lambda tell: time.sleep(60), lambda value: None); print(copy._pid, flush=True); time.sleep(60)"
+        "copy = Fork(lambda job, tell: None); print(copy._pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

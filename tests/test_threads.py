@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
-from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -16,12 +16,12 @@ from torch import nn
 
 from melete.algorithms import resolve
 from melete.batch import demonstrations
-from melete.forks import Fork, Tell
+from melete.forks import Fork, Tell, Work
 from melete.learning import scoring, updater
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
 from melete.models.moe import RouterBalancer
-from melete.sampling import native
+from melete.sampling import copies, native
 from melete.sampling.native import NativeSampler
 from melete.threads import in_lanes, num_lanes
 from melete.types import Completion, SamplingSettings
@@ -103,7 +103,7 @@ def written(kind: type, num: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list
     )
     if num > 1:
         wave = next(sampler._waves(requests()))
-        assert len(sampler._lanes(wave)) == num and list(chain(*sampler._lanes(wave))) == wave
+        assert len(sampler._lanes(wave)) == num and list(chain(*(lane.parts for lane in sampler._lanes(wave)))) == wave
     assert sampler.num_decoded_tokens == sum(len(one.tokens) for one in chain(*found))
     return list(chain(*found)), told
 
@@ -119,18 +119,52 @@ def test_what_is_written_in_lanes_is_the_same(kind: type, how: str, monkeypatch:
     assert sorted(told_alone) == sorted(told)
 
 
+def test_copies_write_with_the_weights_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made once; weights that change are seen by them, and so are other end tokens."""
+    lanes(monkeypatch, 3)
+    sampler, alone = NativeSampler(llama(), tokenizer()), NativeSampler(llama(), tokenizer())
+    monkeypatch.setattr(alone._copies, "ready", lambda *_: [])
+    forks: list[list[Fork]] = []
+    for change in (0.0, 0.3, 0.0, -0.5):
+        for one in (sampler, alone):
+            with torch.no_grad():
+                for weight in one.model.parameters():
+                    weight.mul_(1 + change)
+            one.policy_version += 1
+        assert sampler.sample(requests(), SamplingSettings(12)) == alone.sample(requests(), SamplingSettings(12))
+        forks.append(list(sampler._copies.forks))
+    assert len(forks[0]) == 2 and all(again == forks[0] for again in forks)
+    for one in (sampler, alone):
+        one.end_tokens = torch.arange(0, 300, 3)
+    assert sampler.sample(requests(), SamplingSettings(12)) == alone.sample(requests(), SamplingSettings(12))
+    assert not set(sampler._copies.forks) & set(forks[0]) and all(fork._status is not None for fork in forks[0])
+    sampler.close()
+    assert sampler.sample(requests(), SamplingSettings(12)) == alone.sample(requests(), SamplingSettings(12))
+
+
+def test_copies_end_with_their_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes(monkeypatch, 3)
+    sampler = NativeSampler(llama(), tokenizer())
+    sampler.sample(requests(), SamplingSettings(12))
+    forks = list(sampler._copies.forks)
+    assert len(forks) == 2 and all(fork._status is None for fork in forks)
+    del sampler
+    gc.collect()
+    assert all(fork._status is not None for fork in forks)
+
+
 class Fails(Fork):
     """A copy that ends after its first row."""
 
-    def __init__(self, work: Callable[[Tell], None], hear: Callable[[Any], None]) -> None:
-        def begun(tell: Tell) -> None:
+    def __init__(self, work: Work) -> None:
+        def begun(job: Any, tell: Tell) -> None:
             def once(value: Any) -> None:
                 tell(value)
                 os._exit(1)
 
-            work(once)
+            work(job, once)
 
-        super().__init__(begun, hear)
+        super().__init__(begun)
 
 
 def none_to_be_had(*_: object) -> Fork:
@@ -142,7 +176,7 @@ def test_a_lane_whose_copy_fails_is_written_here_with_the_same_result(
     fork: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, told_whole = written(llama, 3, monkeypatch)
-    monkeypatch.setattr(native, "Fork", fork)
+    monkeypatch.setattr(copies, "Fork", fork)
     again, told = written(llama, 3, monkeypatch)
     assert again == whole
     assert sorted(told) == sorted(told_whole)
@@ -152,14 +186,14 @@ def test_an_error_in_one_lane_ends_the_others(monkeypatch: pytest.MonkeyPatch) -
     lanes(monkeypatch, 3)
     made: list[Fork] = []
 
-    def remembered(work: Callable[[Tell], None], hear: Callable[[Any], None]) -> Fork:
-        made.append(Fork(lambda _tell: time.sleep(60), hear))
+    def remembered(_work: Work) -> Fork:
+        made.append(Fork(lambda _job, _tell: time.sleep(60)))
         return made[-1]
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(native, "Fork", remembered)
+    monkeypatch.setattr(copies, "Fork", remembered)
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         NativeSampler(llama(), tokenizer()).sample(requests(), SamplingSettings(12), on_completion=stop)

@@ -7,22 +7,16 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from benchmarks.against_trl.workloads import Spec
 from melete.threads import SPINS
 
 ROOT = Path(__file__).parents[2]
 MODULES = {"melete": "melete_step", "trl": "trl_step", "trl_batching": "trl_step", "floor": "floor"}
-
-
-SECONDS_BETWEEN_LOOKS = 0.25  # reading a process's pages holds up its own use of them
 
 
 class SideError(Exception):
@@ -61,9 +55,7 @@ class Side:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
-        with family_memory(self.process.pid) as together:
-            answer = self.hear()
-        return answer | ({"peak_mb": max(answer["peak_mb"], *together)} if "peak_mb" in answer else {})
+        return self.hear()
 
     def hear(self) -> dict[str, Any]:
         """What the process says next. Raises `SideError`."""
@@ -85,29 +77,6 @@ class Side:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-@contextlib.contextmanager
-def family_memory(pid: int) -> Iterator[list[float]]:
-    """MiB that a process and its children hold together, from time to time while it has any; what they share counts
-    once. At least one number, 0 where there was no child."""
-    found, is_over = [0.0], threading.Event()
-
-    def look() -> None:
-        while not is_over.wait(SECONDS_BETWEEN_LOOKS):
-            with contextlib.suppress(psutil.Error):  # it may have just ended
-                one = psutil.Process(pid)
-                if children := one.children(recursive=True):
-                    held = [getattr(process.memory_full_info(), "pss", 0) for process in (one, *children)]
-                    found.append(sum(held) / 2**20)
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield found
-    finally:
-        is_over.set()
-        watcher.join()
 
 
 def environment(name: str, threads: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.activations import SiLUActivation
 
 from melete.forward.architectures import layers_of
@@ -29,8 +29,8 @@ MOST_BYTES = 512 * 2**20  # of one step; what does not fit is computed again
 class Memory:
     """Of the rows that `model` writes while it is open, for the weights that it had then."""
 
-    def __init__(self, model: LeanModel, num_lanes: int, most_bytes: int = MOST_BYTES) -> None:
-        self.model, self.num_lanes, self.most_bytes = model, num_lanes, most_bytes
+    def __init__(self, model: LeanModel, num_lanes: int) -> None:
+        self.model, self.num_lanes = model, num_lanes
         self.is_open = False
         self.state: tuple[object, ...] = ()
         self.prompts: dict[tuple[int, ...], Sequence[int]] = {}
@@ -108,7 +108,7 @@ class Memory:
         heads = (num_q + 2 * attention.num_kv, attention.size)
         counts, shapes = [num_layers + 1, *[num_layers] * 3], [(width,), heads, (num_q * attention.size,), (num_q,)]
         sizes = [count * torch.Size(shape).numel() for count, shape in zip(counts, shapes, strict=True)]
-        self._room = self.most_bytes // (4 * sum(sizes) * self.num_lanes)
+        self._room = MOST_BYTES // (4 * sum(sizes) * self.num_lanes)
         num_places = self._room * self.num_lanes
         # of all that is asked for the system gives only what is written to
         shared = mmap.mmap(-1, max(4 * sum(sizes) * num_places, mmap.PAGESIZE))

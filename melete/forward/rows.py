@@ -44,10 +44,10 @@ class LeanModel:
         adapted: list[Any] = [module for module in self.trunk.modules() if hasattr(module, "base_layer")]
         return tuple((module.disable_adapters, *module.active_adapters) for module in adapted)
 
-    def refresh(self) -> None:
+    def refresh(self, *, always: bool = False) -> None:
         """Takes the model's weights, if they are other than before."""
         state = self.present_state()
-        if state != self.state:
+        if always or state != self.state:
             self.layers, self.norm = [LeanLayer(layer) for layer in layers_of(self.trunk)], Norm(self.trunk.norm)
             self.logits = Product([self.head]) if self._head_is_worth_a_copy() else self.head
             self.state = state

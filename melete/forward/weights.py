@@ -181,9 +181,7 @@ class GroupedAttention:
         self.num_kv = attention.k_proj.out_features // self.size
         self.num_q = attention.q_proj.out_features // self.size
 
-    def queries(
-        self, x: Tensor, turns: Tensor, place: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def queries(self, x: Tensor, turns: Tensor, place: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries [R, H, D], what is kept of the token: keys [R, K, D] and values [R, K, D].
 
         They are written to `place` [R, H + 2 K, D], if there is one.
@@ -257,9 +255,7 @@ class LatentAttention:
         by_head = self.out.weight.unflatten(1, (self.num_q, -1)).transpose(0, 1)  # [H, d, E]
         return (by_head @ self.to_values).transpose(0, 1).flatten(1)
 
-    def queries(
-        self, x: Tensor, turns: Tensor, place: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def queries(self, x: Tensor, turns: Tensor, place: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries [R, H, C + D] and what is kept of the token: latent and rotated key [R, 1, C + D].
 
         There is no place to write them to.

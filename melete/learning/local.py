@@ -30,8 +30,8 @@ class LocalLearner(OneModel):
 
     `value_head` is that of a critic on the policy's own trunk: `value_coef` times its value loss is added to each
     token's loss (Schulman et al. 2017, eq. 9), which teaches the trunk; the head itself is the critic's to train. With
-    `packing`, several rows of an update go through the model as one sequence (see `packing.py`). `memory` is that of the
-    sampler that writes with this very model: an update on what the present weights wrote needs no forward pass over it.
+    `packing`, several rows of an update go through the model as one sequence (see `packing.py`). `memory` is that of
+    the sampler that writes with this very model: an update by the weights that wrote needs no forward pass over it.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LocalLearner(OneModel):
         sums: defaultdict[str, float] = defaultdict(float)
         memory = self.memory if self.memory is not None and self.memory.is_current() else None
         # with a memory a loss is next to nothing until it is differentiated
-        metrics = self.updater.step(self._losses(batch, algorithm, sums, memory), ahead=2 if memory else 0)
+        metrics = self.updater.step(self._losses(batch, algorithm, sums, memory), ahead=1 if memory else 0)
         return metrics | _averages(sums) | {"num_dropped_rows": float(batch.num_dropped_rows)}
 
     def _losses(

@@ -76,7 +76,9 @@ class Updater:
             is_plain = len(self.moved) > 0 and not self.full
             lanes = num_lanes(torch.get_num_threads(), self.moved[0].device.type) if is_plain else 1
             # the next loss is made while the one before it is differentiated
-            for value, gradients in in_lanes(self._backward if lanes == 1 else self._gradients, losses, lanes, ahead=ahead):
+            for value, gradients in in_lanes(
+                self._backward if lanes == 1 else self._gradients, losses, lanes, ahead=ahead
+            ):
                 self._add(gradients)
                 total, is_empty = total + value, False
         norm = torch.nn.utils.clip_grad_norm_(self.moved.parameters(), self.settings.max_grad_norm).item()

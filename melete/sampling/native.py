@@ -8,30 +8,29 @@ rollout's key and the token's position, so neither the other rows nor the order 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from melete.forks import Fork, Tell, can_fork
+from melete.forks import Fork, Tell, Work, can_fork
 from melete.forward.memory import Memory
 from melete.forward.notes import Notes
 from melete.forward.rows import Prompts, Rows, lean_model
 from melete.forward.static_rows import StaticRows, can_be_static
+from melete.sampling.copies import Copies
 from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
 from melete.sampling.protocol import OnCompletion
-from melete.sampling.shared_weights import SharedWeights
 from melete.sampling.rows import CachedRows, WrittenRows
+from melete.sampling.shared_weights import SharedWeights
 from melete.threads import in_lanes, num_lanes
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
 
@@ -39,10 +38,11 @@ PARAMETERS_OF_THREADS = 2_000_000  # of a smaller model two threads wait for Pyt
 ROWS_OF_LANE = 32  # that a part of a wave has at least, if it is written beside another
 LANES_ARE_FORKS = sys.platform == "linux"  # a wave has the same lanes whether or not they can be forked just then
 _Noted = tuple[int, Sequence[int]] | None  # the first place of a prompt, and those of what was written behind it
-_Written = Callable[[int, int, Completion, _Noted], None]  # number of a request and of one of its keys, what was written
+_Written = Callable[
+    [int, int, Completion, _Noted], None
+]  # number of a request and of one of its keys, what was written
 _RowWritten = Callable[[int, Completion, _Noted], None]
 _Part = tuple[int, int, SampleRequest]  # number of a request, of the first of its keys, and those keys
-
 SPARE_TOKENS = 32  # room behind what has been written: more would be read with more gaps, less be moved more often
 
 
@@ -50,19 +50,20 @@ SPARE_TOKENS = 32  # room behind what has been written: more would be read with 
 class _Lane:
     """What is written beside other lanes, and where its states are noted."""
 
+    number: int
     parts: list[_Part]
     notes: Notes | None
 
-
-class _Job(NamedTuple):
-    """A lane as a copy of this process is told of it: `at` is the next place of lane `lane` of the memory."""
-
-    parts: list[_Part]
-    settings: SamplingSettings
-    version: int
-    weights: int
-    lane: int
-    at: int | None
+    def job(self, settings: SamplingSettings, version: int, weights: int) -> dict[str, Any]:
+        """What a copy of this process is told of it; `at` is the next place in the memory."""
+        return {
+            "number": self.number,
+            "parts": [(number, start, part.prompt_tokens, part.keys) for number, start, part in self.parts],
+            "settings": dataclasses.asdict(settings),
+            "version": version,
+            "weights": weights,
+            "at": self.notes.at if self.notes else None,
+        }
 
 
 @dataclass
@@ -90,10 +91,7 @@ class NativeSampler:
         self.memory = None if self.lean is None else Memory(self.lean, num_lanes(1, model.device.type))
         self.num_prefilled_tokens = self.num_decoded_tokens = 0  # how much work was done, padding not counted
         self._counting = threading.Lock()
-        self._copies: list[Fork] = []
-        self._copied: tuple[object, ...] = ()  # what they have of all that may change
-        self._weights: SharedWeights | None = None
-        weakref.finalize(self, _close, self._copies)
+        self._copies = Copies(model)
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Copies `weights` by name, unless they are the model's own, and takes their version.
@@ -165,18 +163,18 @@ class NativeSampler:
             num = len(lanes) if self.model.num_parameters() >= PARAMETERS_OF_THREADS else 1
             list(in_lanes(lambda lane: self._write_lane(lane, settings, written), lanes, num))
             return
-        self._prepare_copies(len(lanes) - 1, settings)
-        left = list(lanes[1 + len(self._copies) :])
+        weights, forks = self._forks(len(lanes) - 1)
+        left = list(lanes[1 + len(forks) :])
         given: list[tuple[Fork, _Lane]] = []
         try:
-            for copy, lane in zip(self._copies, lanes[1:], strict=False):
+            for fork, lane in zip(forks, lanes[1:], strict=False):
                 try:
-                    self._give(copy, lane, settings, written)
-                    given.append((copy, lane))
+                    fork.start(lane.job(settings, self.policy_version, weights), self._listener(lane, written))
+                    given.append((fork, lane))
                 except OSError:  # it has ended meanwhile
                     left.append(lane)
             self._write_lane(lanes[0], settings, written)
-            left.extend(lane for copy, lane in given if not copy.join())
+            left.extend(lane for fork, lane in given if not fork.join())
         except BaseException:
             self.close()
             raise
@@ -185,51 +183,43 @@ class NativeSampler:
         for lane in left:
             self._write_lane(lane, settings, written)
 
-    def _prepare_copies(self, num: int, settings: SamplingSettings) -> None:
-        """So many copies of this process as can be had, with all but weights as they are now."""
-        board = self.memory.lanes if self.memory else None
-        weights = [weight.data_ptr() for weight in (*self.model.parameters(), *self.model.buffers())]
-        state = self.lean.adapters() if self.lean else ()
-        present = (*weights, *state, *self.end_tokens.tolist(), id(board), len(board or ()), torch.get_num_threads())
-        if present != self._copied:
-            self.close()
-            self._copied, self._weights = present, SharedWeights(self.model)
-        assert self._weights is not None
-        self._weights.put()
-        with contextlib.suppress(OSError):  # no memory or no process to be had
-            while len(self._copies) < num:
-                self._copies.append(Fork(self._copy_work()))
-        
-    def _copy_work(self) -> Callable[[Any, Tell], None]:
-        weights = self._weights
-        assert weights is not None
-        has_number = weights.number
+    def _forks(self, num: int) -> tuple[int, Sequence[Fork]]:
+        """The number of the present weights, and copies of this process that can have them."""
+        adapters = self.lean.adapters() if self.lean else ()
+        memory = (id(self.memory.lanes), len(self.memory.lanes)) if self.memory else ()
+        state = (*adapters, *memory, *self.end_tokens.tolist(), torch.get_num_threads())
+        forks = self._copies.ready(num, state, self._work_of_copy)
+        return self._copies.weights.number if self._copies.weights else 0, forks
 
-        def work(job: _Job, tell: Tell) -> None:
-            nonlocal has_number
+    def _work_of_copy(self, weights: SharedWeights) -> Work:
+        number = weights.number
+
+        def work(job: dict[str, Any], tell: Tell) -> None:
+            nonlocal number
             self._counting = threading.Lock()  # another thread may have held it when the copy was made
-            self.policy_version = job.version
-            if job.weights != has_number and self.lean is not None:
+            self.policy_version = job["version"]
+            if job["weights"] != number and self.lean is not None:
                 weights.take()
-                self.lean.state, has_number = (), job.weights
-                self.lean.refresh()
+                self.lean.refresh(always=True)
+                number = job["weights"]
 
             def tell_row(number: int, sibling: int, completion: Completion, noted: _Noted) -> None:
                 tell([number, sibling, dataclasses.astuple(completion), noted])
 
-            notes = self.memory.lanes[job.lane] if self.memory and job.at is not None else None
-            if notes and job.at is not None:
-                notes.at = job.at
+            notes = self.memory.lanes[job["number"]] if self.memory and job["at"] is not None else None
+            if notes:
+                notes.at = job["at"]
+            parts = [(n, start, SampleRequest(tuple(text), tuple(keys))) for n, start, text, keys in job["parts"]]
+            asked = job["settings"]
+            settings = SamplingSettings(**asked | {"stop_strings": tuple(asked["stop_strings"])})
             before = self.num_prefilled_tokens, self.num_decoded_tokens
-            self._write_lane(_Lane(job.parts, notes), job.settings, tell_row)
+            self._write_lane(_Lane(job["number"], parts, notes), settings, tell_row)
             counts = self.num_prefilled_tokens - before[0], self.num_decoded_tokens - before[1]
             tell([*counts, notes.at if notes else None])
 
         return work
 
-    def _give(self, copy: Fork, lane: _Lane, settings: SamplingSettings, written: _Written) -> None:
-        assert self._weights is not None
-
+    def _listener(self, lane: _Lane, written: _Written) -> Callable[[Any], None]:
         def hear(told: Any) -> None:
             if len(told) == 3:
                 self._count(*told[:2])
@@ -239,14 +229,11 @@ class NativeSampler:
                 number, sibling, (tokens, logprobs, reason, version), noted = told
                 written(number, sibling, Completion(tuple(tokens), tuple(logprobs), reason, version), noted)
 
-        number = self.memory.lanes.index(lane.notes) if self.memory and lane.notes else 0
-        at = lane.notes.at if lane.notes else None
-        copy.start(_Job(lane.parts, settings, self.policy_version, self._weights.number, number, at), hear)
+        return hear
 
     def close(self) -> None:
-        """Ends the copies of this process that wait for work; the next wave makes others."""
-        _close(self._copies)
-        self._copies.clear()
+        """Ends the copies of this process that wait for work; whoever samples again makes others."""
+        self._copies.close()
 
     def _write_lane(self, lane: _Lane, settings: SamplingSettings, written: _Written) -> None:
         numbers = [(number, start + n) for number, start, part in lane.parts for n in range(len(part.keys))]
@@ -271,7 +258,7 @@ class NativeSampler:
             lanes[-1].append(part)
             begun += len(part[2].keys)
         notes = [self.memory.lane(number) if self.memory else None for number in range(len(lanes))]
-        return [_Lane(parts, notes) for parts, notes in zip(lanes, notes, strict=True)]
+        return [_Lane(number, parts, note) for number, (parts, note) in enumerate(zip(lanes, notes, strict=True))]
 
     def _waves(self, requests: Sequence[SampleRequest]) -> Iterator[list[_Part]]:
         """Requests that are written together: prompts of similar length, at most `max_rows` rows.
@@ -384,11 +371,6 @@ class NativeSampler:
         completion = Completion(tuple(tokens), tuple(logprobs), reason, self.policy_version)
         places = wave.places[row, : length - 1].tolist() if wave.prompt_places else [-1]
         return completion, None if -1 in places or wave.prompt_places is None else (wave.prompt_places[row], places)
-
-
-def _close(copies: list[Fork]) -> None:
-    for copy in copies:
-        copy.close()
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

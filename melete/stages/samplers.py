@@ -34,7 +34,8 @@ def open_sampler(
     model = copy.deepcopy(model) if lags_behind else model
     rows = {} if max_rows is None else {"max_rows": max_rows}
     if stage.sampler == "native":
-        yield NativeSampler(model, tokenizer, **rows)
+        with contextlib.closing(NativeSampler(model, tokenizer, **rows)) as native:
+            yield native
         return
     share = stage.sampler_memory_share
     free = available_memory("cpu") if model.device.type == "cpu" else None

@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from melete.batch import TokenRows, masked_row
 from melete.forward.layout import Layout, buckets_of
+from melete.forward.memory import Memory
 from melete.forward.rows import Prompts, Rows, lean_model
 from melete.learning.scoring import score
+from melete.sampling.native import NativeSampler
+from melete.types import SampleRequest, SamplingSettings
 
 VIEWS = ("view", "slice", "transpose", "t", "expand", "unsqueeze", "split", "select", "as_strided", "alias", "detach")
 
@@ -55,6 +60,47 @@ def test_a_layer_writes_a_token_in_few_operations(prompt_length: int, most: int)
     prompt = tuple(range(5, 5 + prompt_length))
     of_a_layer = operations_of_a_token(3, prompt) - operations_of_a_token(2, prompt)
     assert 10 < of_a_layer <= most
+
+
+def test_a_token_is_noted_in_few_operations() -> None:
+    """A layer writes down what it computed in six more: a copy is made only where nothing can be computed in place."""
+    most = {True: 0, False: 0}
+    for noted in most:
+        of_layers = []
+        for num_layers in (2, 3):
+            lean = lean_model(model_of(num_layers))
+            assert lean is not None
+            lean.refresh()
+            memory = Memory(lean, 1)
+            with torch.no_grad(), memory.opened():
+                notes = memory.lane(0) if noted else None
+                prompts = Prompts(lean, [tuple(range(5, 105))], notes)
+                rows = Rows(lean, prompts, torch.zeros(3, dtype=torch.long), room=4, notes=notes)
+                rows.step(torch.tensor([5, 6, 7]))
+                with Calls() as calls:
+                    rows.step(torch.tensor([5, 6, 7]))
+            of_layers.append(calls.names.total())
+        most[noted] = of_layers[1] - of_layers[0]
+    assert most[False] < most[True] <= most[False] + 6
+
+
+def test_an_update_on_what_was_remembered_has_no_forward_pass_over_it() -> None:
+    """Of a layer, 3 times the products of its weights; with a memory 2 times, and output and gate once more."""
+    model = model_of(2)
+    torch.manual_seed(0)
+    sampler = NativeSampler(model, tokenizer())
+    sampler.end_tokens = torch.tensor([-1])
+    assert sampler.memory is not None
+    requests = [SampleRequest(tuple(range(5, 45)), tuple(range(8)))]
+    with sampler.memory.opened():
+        found = sampler.sample(requests, SamplingSettings(60))[0]
+    rows = TokenRows.pack([masked_row(requests[0].prompt_tokens, one.tokens) for one in found], 0)
+    costs = []
+    for memory in (None, sampler.memory):
+        with FlopCounterMode(display=False) as counter:
+            score(model, rows.tokens, rows.loss_mask, 1.0, memory=memory).logprobs.sum().backward()
+        costs.append(counter.get_total_flops())
+    assert costs[1] < 0.9 * costs[0]
 
 
 def flops(num_siblings: int, prompt_length: int, length: int) -> int:

@@ -181,9 +181,9 @@ def break_an_update_of_rl(patch: pytest.MonkeyPatch, value: float) -> None:
     """The loss of the critic's third update, in the third step, is this."""
     real = Updater.step
 
-    def step(self: Updater, losses: Any) -> dict[str, float]:
+    def step(self: Updater, losses: Any, **settings: Any) -> dict[str, float]:
         is_broken = self.num_updates == 2 and self.settings.num_steps == 5
-        return real(self, (loss * value if is_broken else loss for loss in losses))
+        return real(self, (loss * value if is_broken else loss for loss in losses), **settings)
 
     patch.setattr(Updater, "step", step)
 
