@@ -68,15 +68,28 @@ class _Lane:
 
 @dataclass
 class _Wave:
-    """Rows [B] that are written together: their tokens and log-probs so far, and what is left of them in the batch."""
+    """Rows [R] that are in the batch: what has been written of them so far."""
 
-    keys: np.ndarray  # [B] uint64
-    tokens: Tensor  # [B, max_new_tokens]
-    logprobs: Tensor  # [B, max_new_tokens]
-    places: Tensor  # [B, max_new_tokens] where each token is noted, -1 where it is not
-    prompt_places: Sequence[int] | None  # [B] the first place of each row's prompt
-    lengths: Tensor  # [B], 0 while being written
-    stopped: Tensor  # [B] bool
+    numbers: list[int]  # [R], of each row at the start
+    keys: np.ndarray  # [R] uint64
+    tokens: Tensor  # [R, max_new_tokens]
+    logprobs: Tensor  # [R, max_new_tokens]
+    places: Tensor  # [R, max_new_tokens] where each token is noted, -1 where it is not
+    prompt_places: list[int] | None  # [R] the first place of each row's prompt
+    is_open: Tensor  # [R] bool, while a row is being written
+
+    def some(self, rows: Tensor) -> _Wave:
+        """These rows only."""
+        kept = rows.tolist()
+        return _Wave(
+            [self.numbers[row] for row in kept],
+            self.keys[kept],
+            self.tokens[rows],
+            self.logprobs[rows],
+            self.places[rows],
+            self.prompt_places and [self.prompt_places[row] for row in kept],
+            self.is_open[rows],
+        )
 
 
 class NativeSampler:
@@ -288,13 +301,13 @@ class NativeSampler:
         rows, logits = self._rows(list(prompts), torch.tensor(row_of_key, device=self.model.device), settings, notes)
         num_rows = len(row_of_key)
         wave = _Wave(
+            numbers=list(range(num_rows)),
             keys=np.array([key for request in requests for key in request.keys], dtype=np.uint64),
             tokens=torch.zeros(num_rows, settings.max_new_tokens, dtype=torch.long, device=logits.device),
             logprobs=torch.zeros(num_rows, settings.max_new_tokens, device=logits.device),
             places=torch.full((num_rows, settings.max_new_tokens), -1, dtype=torch.long, device=logits.device),
             prompt_places=rows.prompt_places if isinstance(rows, Rows) else None,
-            lengths=torch.zeros(num_rows, dtype=torch.long, device=logits.device),
-            stopped=torch.zeros(num_rows, dtype=torch.bool, device=logits.device),
+            is_open=torch.ones(num_rows, dtype=torch.bool, device=logits.device),
         )
         self._decode(logits, rows, wave, settings, written)
 
@@ -321,33 +334,34 @@ class NativeSampler:
         settings: SamplingSettings,
         written: _RowWritten,
     ) -> None:
-        """Fills `wave` and hands over each row when it ends; ended rows are dropped from the batch now and then."""
-        alive = torch.arange(len(wave.keys), device=logits.device)  # the wave's row of each row of the batch
-        num_decoded = 0
+        """Hands over each row when it ends; ended rows are dropped from the batch now and then."""
+        is_end = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+        is_end[self.end_tokens[(self.end_tokens >= 0) & (self.end_tokens < logits.shape[1])]] = True
+        num_open, num_decoded = len(wave.numbers), 0
         for step in range(settings.max_new_tokens):
-            drawn = uniforms(wave.keys[alive.cpu().numpy()], np.full(len(alive), step, dtype=np.uint64))
+            drawn = uniforms(wave.keys, np.array([step], dtype=np.uint64))
             tokens, logprobs = draw(logits, torch.from_numpy(drawn).to(logits.device), settings)
-            wave.tokens[alive, step], wave.logprobs[alive, step] = tokens, logprobs
-            ended = torch.isin(tokens, self.end_tokens) | self._ends_with_stop_string(wave, alive, step, settings)
-            is_open = wave.lengths[alive] == 0
-            num_decoded += int(is_open.sum())
-            wave.stopped[alive] |= ended & is_open
-            wave.lengths[alive[ended & is_open]] = step + 1
-            for row in alive[ended & is_open].tolist():
-                written(row, *self._completion(wave, row))
-            is_open &= ~ended
-            num_open = int(is_open.sum())
-            if num_open == 0 or step + 1 == settings.max_new_tokens:
-                for row in alive[is_open].tolist():
-                    written(row, *self._completion(wave, row))
+            wave.tokens[:, step], wave.logprobs[:, step] = tokens, logprobs
+            num_decoded += num_open
+            stopped = is_end.index_select(0, tokens)
+            if settings.stop_strings:
+                stopped |= self._ends_with_stop_string(wave, step, settings)
+            ended = wave.is_open & stopped if step + 1 < settings.max_new_tokens else wave.is_open
+            if over := ended.nonzero()[:, 0].tolist():
+                for row in over:
+                    reason: FinishReason = "stop" if bool(stopped[row]) else "length"
+                    written(wave.numbers[row], *self._completion(wave, row, step + 1, reason))
+                wave.is_open &= ~ended
+                num_open -= len(over)
+            if num_open == 0:
                 break
-            if num_open <= rows.compact_share * len(alive):
-                kept = is_open.nonzero()[:, 0]
-                alive, tokens = alive[kept], tokens[kept]
+            if num_open <= rows.compact_share * len(wave.numbers):
+                kept = wave.is_open.nonzero()[:, 0]
+                wave, tokens = wave.some(kept), tokens[kept]
                 rows.keep(kept)
             logits = rows.step(tokens)
             if isinstance(rows, Rows) and rows.places is not None:
-                wave.places[alive, step] = torch.arange(rows.places.start, rows.places.stop)
+                wave.places[:, step] = torch.arange(rows.places.start, rows.places.stop)
         self._count(0, num_decoded)
 
     def _count(self, num_prefilled: int, num_decoded: int) -> None:
@@ -355,18 +369,15 @@ class NativeSampler:
             self.num_prefilled_tokens += num_prefilled
             self.num_decoded_tokens += num_decoded
 
-    def _ends_with_stop_string(self, wave: _Wave, alive: Tensor, step: int, settings: SamplingSettings) -> Tensor:
-        if not settings.stop_strings:
-            return torch.zeros(len(alive), dtype=torch.bool, device=alive.device)
+    def _ends_with_stop_string(self, wave: _Wave, step: int, settings: SamplingSettings) -> Tensor:
         # a stop string of n bytes can begin at most n tokens back; one more, as some decoders strip a first space
         start = max(0, step - max(len(text.encode()) for text in settings.stop_strings))
-        tails = self.tokenizer.batch_decode(wave.tokens[alive, start : step + 1].tolist())
-        return torch.tensor([any(s in tail for s in settings.stop_strings) for tail in tails], device=alive.device)
+        tails = self.tokenizer.batch_decode(wave.tokens[:, start : step + 1].tolist())
+        found = [any(text in tail for text in settings.stop_strings) for tail in tails]
+        return torch.tensor(found, device=wave.tokens.device)
 
-    def _completion(self, wave: _Wave, row: int) -> tuple[Completion, _Noted]:
+    def _completion(self, wave: _Wave, row: int, length: int, reason: FinishReason) -> tuple[Completion, _Noted]:
         """What was written, and where all of it but the last token is noted."""
-        length = int(wave.lengths[row]) or wave.tokens.shape[1]
-        reason: FinishReason = "stop" if bool(wave.stopped[row]) else "length"
         tokens, logprobs = wave.tokens[row, :length].tolist(), wave.logprobs[row, :length].tolist()
         completion = Completion(tuple(tokens), tuple(logprobs), reason, self.policy_version)
         places = wave.places[row, : length - 1].tolist() if wave.prompt_places else [-1]
