@@ -32,22 +32,10 @@ def recalled_states_at(trunk: Any, tokens: Tensor, where: Tensor, memory: Memory
     if not places:
         return states(trunk, layout)
     embedded = trunk.embed_tokens(layout.tokens)
-    recall = _Recall(
-        memory,
-        layout,
-        torch.tensor(places + [0] * layout.num_idle),
-        pair_rotations(trunk, embedded.detach(), layout.positions),
-        _look(layout.causal),
-        [_look(bucket.mask) for bucket in layout.rests],
-    )
+    recall = _Recall.of(memory, layout, places, pair_rotations(trunk, embedded.detach(), layout.positions))
     weights = [weight for layer in layers_of(trunk) for weight in _weights_of(layer)]
     hidden = cast(Tensor, _Recalled.apply(recall, embedded, *weights))  # pyright: ignore[reportUnknownMemberType]
     return normed(trunk.norm, hidden.index_select(0, layout.wanted))
-
-
-def _look(mask: Tensor) -> Tensor:
-    """0 where a token may look, -inf elsewhere."""
-    return torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
 
 
 def _weights_of(layer: Any) -> list[Tensor | None]:
@@ -58,13 +46,65 @@ def _weights_of(layer: Any) -> list[Tensor | None]:
     return [layer.input_layernorm.weight, layer.post_attention_layernorm.weight, *both]
 
 
+class _Padded(NamedTuple):
+    """The rows of a grid [R, W] in the memory and among N tokens, and what is added to their scores: 0 or -inf."""
+
+    grid: Grid
+    part: slice  # of the tokens
+    places: Tensor  # [R * W] in the memory; at an empty place some other token's
+    is_empty: Tensor | None  # [R, W, 1]; None where no place is empty
+    bias: Tensor  # [1 or R, 1, W, L + W]
+
+    @classmethod
+    def of(cls, grid: Grid, start: int, places: Tensor, mask: Tensor) -> _Padded:
+        part = slice(start, start + len(grid.places))
+        is_empty = None if grid.is_full else (torch.arange(grid.width) >= grid.lengths[:, None])[:, :, None]
+        bias = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        return cls(grid, part, places[part].index_select(0, grid.slots), is_empty, bias)
+
+    def read(self, field: Tensor) -> Tensor:
+        """Of a field [C, ...] of the memory: [R, W, ...]."""
+        return field.index_select(0, self.places).unflatten(0, (self.grid.num_rows, self.grid.width))
+
+    def sums(self, heads: Tensor, shares: Tensor, num_q: int) -> Tensor:
+        """The logs of sums of exponentials [R, W, H] from heads [R, W, H + 2 K, D] and shares of a token in itself.
+
+        Infinite at empty places, which so take no share of anything.
+        """
+        num_kv = (heads.shape[2] - num_q) // 2
+        q, k, _ = heads.flatten(0, 1).split([num_q, num_kv, num_kv], dim=1)
+        found = own_scores(q, k).view(shares.shape).sub_(shares.log())
+        return found if self.is_empty is None else found.masked_fill_(self.is_empty, torch.inf)
+
+    def write(self, padded: Tensor, flat: Tensor) -> None:
+        """What is at the places [R, W, ...] to where it belongs among all tokens [N, ...]."""
+        joined, place = padded.flatten(0, 1), flat[self.part]
+        if self.is_empty is None:
+            place.copy_(joined)
+        else:
+            torch.index_select(joined, 0, self.grid.places, out=place)
+
+
 class _Recall(NamedTuple):
+    """What the backward pass needs to know of N tokens."""
+
     memory: Memory
     layout: Layout
     places: Tensor  # [N] in the memory; idle tokens have any
     turns: Tensor  # [N, 1, D / 2, 2]
-    causal: Tensor  # [1, 1, L, L], added to the scores of beginnings
-    biases: list[Tensor]  # [R, 1, W, L + W], added to the scores of each bucket
+    beginnings: _Padded
+    rests: list[tuple[_Padded, Tensor]]  # with the beginnings of their rows
+
+    @classmethod
+    def of(cls, memory: Memory, layout: Layout, found: list[int], turns: Tensor) -> _Recall:
+        places = torch.tensor(found + [0] * layout.num_idle)
+        beginnings = _Padded.of(layout.beginnings, 0, places, layout.causal)
+        rests: list[tuple[_Padded, Tensor]] = []
+        start = beginnings.part.stop
+        for bucket in layout.rests:
+            rests.append((_Padded.of(bucket.grid, start, places, bucket.mask), bucket.beginning_of))
+            start = rests[-1][0].part.stop
+        return cls(memory, layout, places, turns, beginnings, rests)
 
 
 class _Recalled(torch.autograd.Function):
@@ -94,8 +134,8 @@ def _backward(
     layer, trained = recall.memory.model.layers[number], layers_of(recall.memory.model.trunk)[number]
     attention, mlp = layer.attention, layer.mlp
     assert isinstance(attention, GroupedAttention) and isinstance(mlp, Gated)
-    state, heads, taken, shares = (field[number].index_select(0, recall.places) for field in recall.memory.fields)
-    sums = own_scores(*heads.split([attention.num_q, attention.num_kv, attention.num_kv], dim=1)[:2]) - shares.log_()
+    fields = recall.memory.fields
+    state, taken = (field[number].index_select(0, recall.places) for field in (fields.states, fields.taken))
     # the gate
     between = attention.out(taken).add_(state)
     unit, scale = unit_of(between, layer.between.eps)
@@ -106,14 +146,14 @@ def _backward(
     of_act = _times(grad, mlp.down)
     of_both = torch.empty(len(x), 2 * gate.shape[1])
     torch.mul(of_act, act, out=of_both[:, gate.shape[1] :])
-    of_both[:, : gate.shape[1]] = torch.ops.aten.silu_backward(of_act.mul_(up), gate)
+    torch.ops.aten.silu_backward.grad_input(of_act.mul_(up), gate, grad_input=of_both[:, : gate.shape[1]])
     of_gates = _of_product(mlp.both, of_both, x, asked[10:14])
     of_x = _times(of_both, mlp.both)
     of_second = torch.linalg.vecdot(of_x, unit, dim=0) if asked[1] else None
     grad = gradient_of_unit(of_x.mul_(layer.between.weight), unit, scale).add_(grad)
     # attention
     of_out = _of_product(attention.out, grad, taken, asked[8:10])
-    of_heads = _of_attention(recall, attention, heads, sums, taken, _times(grad, attention.out)).flatten(1)
+    of_heads = _of_attention(recall, number, attention, taken, _times(grad, attention.out)).flatten(1)
     unit, scale = unit_of(state, layer.before.eps)
     x = unit * layer.before.weight
     of_inputs = _of_inputs(attention, of_heads, x, asked[2:8], trained.self_attn.scaling)
@@ -123,56 +163,36 @@ def _backward(
     return grad, [of_first, of_second, *of_inputs, *of_out, *of_gates, *of_down]
 
 
-def _of_attention(
-    recall: _Recall, attention: GroupedAttention, heads: Tensor, sums: Tensor, taken: Tensor, of_taken: Tensor
-) -> Tensor:
+def _of_attention(recall: _Recall, number: int, attention: GroupedAttention, taken: Tensor, of_taken: Tensor) -> Tensor:
     """Gradients [N, H + 2 K, D] of queries, keys and values before they were rotated."""
-    layout, num_q, num_kv = recall.layout, attention.num_q, attention.num_kv
-    of_heads = torch.empty_like(heads)
-    of_heads[len(heads) - layout.num_idle :] = 0
+    fields, num_q, num_kv = recall.memory.fields, attention.num_q, attention.num_kv
+    all_heads, shares = fields.heads[number], fields.shares[number]
     taken, of_taken = (stream.unflatten(1, (num_q, -1)) for stream in (taken, of_taken))
-    num_begun = len(layout.beginnings.places)
-    begun = layout.beginnings.padded(heads[:num_begun, num_q:])  # [P, L, 2 K, D]
-    of_begun = torch.zeros_like(begun)
-    at = num_begun
-    for bucket, bias in zip(layout.rests, recall.biases, strict=True):
-        grid, part = bucket.grid, slice(at, at + len(bucket.grid.places))
-        at = part.stop
-        padded = grid.padded(heads[part])
-        width = bias.shape[-1] - grid.width
-        seen = torch.cat([begun[:, :width].index_select(0, bucket.beginning_of), padded[:, :, num_q:]], dim=1)
-        streams = grid.padded(taken[part]), grid.padded(of_taken[part]), _padded_sums(grid, sums[part])
-        of_q, of_k, of_v = _of_fused(padded[:, :, :num_q], seen, *streams, bias)
-        own = torch.cat([of_q, of_k[:, width:], of_v[:, width:]], dim=2)
-        _put(grid, own, of_heads[part])
-        of_begun[:, :width, :num_kv].index_add_(0, bucket.beginning_of, of_k[:, :width])
-        of_begun[:, :width, num_kv:].index_add_(0, bucket.beginning_of, of_v[:, :width])
-    grid, part = layout.beginnings, slice(num_begun)
-    streams = grid.padded(taken[part]), grid.padded(of_taken[part]), _padded_sums(grid, sums[part])
-    of_q, of_k, of_v = _of_fused(grid.padded(heads[part, :num_q]), begun, *streams, recall.causal)
-    own = torch.cat([of_q, of_begun.add_(torch.cat([of_k, of_v], dim=2))], dim=2)
-    _put(grid, own, of_heads[part])
+    of_heads = taken.new_empty(len(taken), *all_heads.shape[1:])
+    of_heads[len(of_heads) - recall.layout.num_idle :] = 0
+
+    def backward(rows: _Padded, heads: Tensor, begun: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        streams = (rows.grid.padded(stream[rows.part]) for stream in (taken, of_taken))
+        sums = rows.sums(heads, rows.read(shares), num_q)
+        return _of_fused(heads[:, :, :num_q], begun, *streams, sums, rows.bias)
+
+    first = recall.beginnings
+    heads = first.read(all_heads)
+    begun = heads[:, :, num_q:]  # [P, L, 2 K, D]
+    of_q, of_k, of_v = backward(first, heads, begun)
+    of_begun = torch.cat([of_k, of_v], dim=2)
+    for rows, beginning_of in recall.rests:
+        own = rows.read(all_heads)
+        width = rows.bias.shape[-1] - rows.grid.width
+        seen = torch.cat([begun[:, :width].index_select(0, beginning_of), own[:, :, num_q:]], dim=1)
+        of_own, of_k, of_v = backward(rows, own, seen)
+        rows.write(torch.cat([of_own, of_k[:, width:], of_v[:, width:]], dim=2), of_heads)
+        of_begun[:, :width, :num_kv].index_add_(0, beginning_of, of_k[:, :width])
+        of_begun[:, :width, num_kv:].index_add_(0, beginning_of, of_v[:, :width])
+    first.write(torch.cat([of_q, of_begun], dim=2), of_heads)
     turned = torch.view_as_complex(of_heads[:, : num_q + num_kv].unflatten(-1, (-1, 2)))
     turned.mul_(torch.view_as_complex(recall.turns).conj())
     return of_heads
-
-
-def _put(grid: Grid, padded: Tensor, place: Tensor) -> None:
-    """What is at the places of a grid [R, W, ...] into a flat tensor."""
-    joined = padded.flatten(0, 1)
-    if grid.is_full:
-        place.copy_(joined)
-    else:
-        torch.index_select(joined, 0, grid.places, out=place)
-
-
-def _padded_sums(grid: Grid, sums: Tensor) -> Tensor:
-    """[N, H] as [R, W, H]; infinite at empty places, which so take no share of anything."""
-    padded = grid.padded(sums)
-    if grid.is_full:
-        return padded
-    is_there = torch.arange(grid.width) < grid.lengths[:, None]
-    return padded.masked_fill(~is_there[:, :, None], torch.inf)
 
 
 def _of_fused(
