@@ -171,10 +171,10 @@ def _of_attention(recall: _Recall, number: int, attention: GroupedAttention, tak
     of_heads = taken.new_empty(len(taken), *all_heads.shape[1:])
     of_heads[len(of_heads) - recall.layout.num_idle :] = 0
 
-    def backward(rows: _Padded, heads: Tensor, begun: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        streams = (rows.grid.padded(stream[rows.part]) for stream in (taken, of_taken))
+    def backward(rows: _Padded, heads: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out, of_out = rows.grid.padded(taken[rows.part]), rows.grid.padded(of_taken[rows.part])
         sums = rows.sums(heads, rows.read(shares), num_q)
-        return _of_fused(heads[:, :, :num_q], begun, *streams, sums, rows.bias)
+        return _of_fused(heads[:, :, :num_q], seen, out, of_out, sums, rows.bias)
 
     first = recall.beginnings
     heads = first.read(all_heads)
