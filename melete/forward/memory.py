@@ -23,14 +23,14 @@ from melete.forward.rows import LeanModel
 from melete.forward.weights import Gated, GroupedAttention, LeanLayer
 
 _LEAST_SHARE = 1e-30  # of a token in what it takes: of less the logarithm is not known well
-MOST_BYTES = 512 * 2**20  # of one step; what does not fit is computed again
+MOST_BYTES = 2**30  # of one step; what does not fit is computed again
 
 
 class Memory:
     """Of the rows that `model` writes while it is open, for the weights that it had then."""
 
-    def __init__(self, model: LeanModel, num_lanes: int) -> None:
-        self.model, self.num_lanes = model, num_lanes
+    def __init__(self, model: LeanModel) -> None:
+        self.model = model
         self.is_open = False
         self.state: tuple[object, ...] = ()
         self.prompts: dict[tuple[int, ...], Sequence[int]] = {}
@@ -55,12 +55,12 @@ class Memory:
         for number, notes in enumerate(self.lanes):
             notes.at = number * self._room
 
-    def lane(self, number: int) -> Notes | None:
-        """Where lane `number` notes what it computes; None where nothing is to be kept."""
-        if not self.is_open or number >= self.num_lanes or not self._is_kept():
+    def lane(self, number: int, num_lanes: int) -> Notes | None:
+        """Where lane `number` of at most `num_lanes` notes what it computes; None where nothing is to be kept."""
+        if not self.is_open or not self._is_kept():
             return None
-        if not self.lanes:
-            self._make()
+        if len(self.lanes) != num_lanes:
+            self._make(num_lanes)
         if self.state != self.model.state:
             self.forget()
             self.state = self.model.state
@@ -100,7 +100,7 @@ class Memory:
             return False
         return all(map(_is_known, model.layers, layers_of(model.trunk)))
 
-    def _make(self) -> None:
+    def _make(self, num_lanes: int) -> None:
         layer = self.model.layers[0]
         attention = layer.attention
         assert isinstance(attention, GroupedAttention)
@@ -108,8 +108,8 @@ class Memory:
         heads = (num_q + 2 * attention.num_kv, attention.size)
         counts, shapes = [num_layers + 1, *[num_layers] * 3], [(width,), heads, (num_q * attention.size,), (num_q,)]
         sizes = [count * torch.Size(shape).numel() for count, shape in zip(counts, shapes, strict=True)]
-        self._room = MOST_BYTES // (4 * sum(sizes) * self.num_lanes)
-        num_places = self._room * self.num_lanes
+        self._room = MOST_BYTES // (4 * sum(sizes) * num_lanes)
+        num_places = self._room * num_lanes
         # of all that is asked for the system gives only what is written to
         shared = mmap.mmap(-1, max(4 * sum(sizes) * num_places, mmap.PAGESIZE))
         with torch.inference_mode(False):
@@ -117,7 +117,8 @@ class Memory:
             parts = everything.split([size * num_places for size in sizes])
             views = (part.view(n, num_places, *shape) for part, n, shape in zip(parts, counts, shapes, strict=True))
             fields = Fields(*views)
-        starts = [number * self._room for number in range(self.num_lanes)]
+        self.state = ()  # what was known lies elsewhere
+        starts = [number * self._room for number in range(num_lanes)]
         self.lanes = [Notes(fields, start, start + self._room) for start in starts]
 
 

@@ -196,7 +196,7 @@ class Rows:
         def joined(*parts: Tensor) -> Tensor:
             # `index_select` is several times as fast as indexing
             left = parts if rows is None else [part.index_select(0, rows) for part in parts]
-            return torch.cat(list(left), dim=2)
+            return left[0].contiguous() if len(left) == 1 else torch.cat(list(left), dim=2)
 
         late = [[part[:, :, : self.num_late] for part in layer] for layer in self.late]
         if self.early and late:

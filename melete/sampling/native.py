@@ -101,7 +101,7 @@ class NativeSampler:
         self.model, self.tokenizer, self.max_rows, self.policy_version = model, tokenizer, max_rows, version
         self.end_tokens = torch.tensor(sorted(_end_tokens(model, tokenizer)), device=model.device)
         self.lean = lean_model(model)
-        self.memory = None if self.lean is None else Memory(self.lean, num_lanes(1, model.device.type))
+        self.memory = None if self.lean is None else Memory(self.lean)
         self.num_prefilled_tokens = self.num_decoded_tokens = 0  # how much work was done, padding not counted
         self._counting = threading.Lock()
         self._copies = Copies(model)
@@ -270,7 +270,7 @@ class NativeSampler:
                 lanes.append([])
             lanes[-1].append(part)
             begun += len(part[2].keys)
-        notes = [self.memory.lane(number) if self.memory else None for number in range(len(lanes))]
+        notes = [self.memory.lane(number, max(most, 1)) if self.memory else None for number in range(len(lanes))]
         return [_Lane(number, parts, note) for number, (parts, note) in enumerate(zip(lanes, notes, strict=True))]
 
     def _waves(self, requests: Sequence[SampleRequest]) -> Iterator[list[_Part]]:

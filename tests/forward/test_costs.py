@@ -71,9 +71,9 @@ def test_a_token_is_noted_in_few_operations() -> None:
             lean = lean_model(model_of(num_layers))
             assert lean is not None
             lean.refresh()
-            memory = Memory(lean, 1)
+            memory = Memory(lean)
             with torch.no_grad(), memory.opened():
-                notes = memory.lane(0) if noted else None
+                notes = memory.lane(0, 1) if noted else None
                 prompts = Prompts(lean, [tuple(range(5, 105))], notes)
                 rows = Rows(lean, prompts, torch.zeros(3, dtype=torch.long), room=4, notes=notes)
                 rows.step(torch.tensor([5, 6, 7]))
