@@ -17,7 +17,7 @@ from melete.forward.architectures import expanded, heads, knows, latent, layers_
 from melete.forward.layout import Grid
 from melete.forward.notes import Notes
 from melete.forward.products import is_quick
-from melete.forward.trunk import attend, fused
+from melete.forward.trunk import attend, attend_and_sum
 from melete.forward.weights import GroupedAttention, LatentAttention, LeanLayer, Norm, Product, can_be_joined
 
 SHORT_PROMPT = 32  # tokens up to which a prompt is copied to its rows: one product more costs more than reading it
@@ -103,12 +103,14 @@ class Prompts:
                 kept = Kept(_by_head(grid, lean.attention.kept(found.keys)), _by_head(grid, found.values))
             self.layers.append(kept)
             q, k, v = (grid.padded(part).transpose(1, 2) for part in found)
-            taken = grid.flat(attend(q, k, v, causal, attention.scaling).transpose(1, 2))
             if page and isinstance(lean.attention, GroupedAttention):
-                sums = grid.flat(fused(q, k, v, causal, attention.scaling)[1].transpose(1, 2))
+                both = attend_and_sum(q, k, v, causal, attention.scaling)
+                taken, sums = (grid.flat(part.transpose(1, 2)) for part in both)
                 page.states[number].copy_(hidden)
                 page.taken[number].copy_(taken.flatten(1))
                 page.shares[number].copy_(lean.attention.note(found, page.heads[number]).sub_(sums).exp_())
+            else:
+                taken = grid.flat(attend(q, k, v, causal, attention.scaling).transpose(1, 2))
             hidden = hidden + attention.o_proj(taken.flatten(1))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         if page:

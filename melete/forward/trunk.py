@@ -86,11 +86,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     return scores.softmax(dim=-1) @ v
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """As `attend`, by torch's fused kernel for a CPU; with the logs [B, H, T] of the sums of exponentials."""
-    k, v = (_spread(states, q.shape[1] // k.shape[1]) for states in (k, v))
+def attend_and_sum(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """What `attend` gives on a CPU, to the last bit, and the logs [B, H, T] of the sums of exponentials."""
+    spread = (_spread(states, q.shape[1] // k.shape[1]) for states in (k, v))
     bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
+    taken, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, *spread, attn_mask=bias, scale=scale)
+    return taken if k.shape[2] > SHORT else attend(q, k, v, mask, scale), sums
 
 
 def _spread(states: Tensor, group: int) -> Tensor:

@@ -91,6 +91,16 @@ def test_gradients_are_those_of_a_forward_pass(kind: str, num_lanes: int, no_for
     assert gradients(model, some, memory)[0].shape == some.tokens.shape
 
 
+@pytest.mark.parametrize("kind", KNOWN)
+def test_to_keep_it_changes_nothing_that_is_written(kind: str) -> None:
+    """Log-probs to the last bit."""
+    sampler = NativeSampler(KINDS[kind](), tokenizer())
+    assert sampler.memory is not None
+    with sampler.memory.opened():
+        kept = sampler.sample(REQUESTS, SamplingSettings(20))
+    assert sampler.memory.rows and kept == sampler.sample(REQUESTS, SamplingSettings(20))
+
+
 def test_rows_that_are_longer_than_a_prompt_is_copied_for(no_forward: Callable[[], None]) -> None:
     model = llama()
     memory, rows = wrote(model, ends=False, limit=40)
