@@ -163,9 +163,14 @@ def is_quick(module: object) -> bool:
     return type(getattr(module, "base_layer", module)) is QuickLinear
 
 
+def is_small(weight: Tensor) -> bool:
+    """Whether a product of a few rows with this weight takes little more than the call."""
+    return weight.numel() <= _SMALL_WEIGHT
+
+
 def laid_out(weight: Tensor, *, quick: bool) -> Tensor:
     """The same weight [o, d] as it lies best in memory for products of few rows on a CPU: there is less to pack."""
     is_matrix = weight.dim() == 2 and weight.device.type == "cpu"
-    if not is_matrix or not (quick or weight.numel() <= _SMALL_WEIGHT):
+    if not is_matrix or not (quick or is_small(weight)):
         return weight
     return weight.t().contiguous().t()

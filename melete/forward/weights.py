@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
 from melete.forward.architectures import Heads, bias_of, layers_of, paired, rotated_pairs, weight_of
-from melete.forward.products import by_onednn, is_for_onednn, is_quick, laid_out
+from melete.forward.products import by_onednn, is_for_onednn, is_quick, is_small, laid_out
 
 _FEW_ROWS = 32  # up to which all experts of a small mixture are computed for every row
-_VERY_FEW_ROWS = 3  # up to which torch's own product takes less time than to call oneDNN
+_VERY_FEW_ROWS = 3
 _FEW_EXPERTS = 16
 _WIDE = 4  # times the hidden size: up to which the latents of all heads go to the output at once
 Change = Callable[[Tensor], Tensor]
@@ -35,11 +35,12 @@ class Product:
         assert weight is not None
         self.weight = laid_out(weight, quick=is_wanted)
         self.quick = is_wanted and is_for_onednn(self.weight)
+        # torch's own product takes less time for so many rows of a small weight than it takes to call oneDNN
+        self.few = _VERY_FEW_ROWS if is_small(self.weight) else 0
         self.bias = _joined([change(bias.detach()) for bias, change in biases if bias is not None])
 
     def __call__(self, x: Tensor) -> Tensor:
-        few = len(x) <= _VERY_FEW_ROWS
-        return (by_onednn if self.quick and not few else linear)(x, self.weight, self.bias)
+        return (by_onednn if self.quick and len(x) > self.few else linear)(x, self.weight, self.bias)
 
 
 def _as_it_is(weight: Tensor) -> Tensor:
