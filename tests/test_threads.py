@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 import time
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -42,6 +43,26 @@ def test_results_come_in_order_and_so_many_at_once() -> None:
 
     assert list(in_lanes(slow, range(12), 3)) == list(range(12))
     assert 1 < most <= 3
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_so_many_items_are_asked_for_before_a_thread_is_free(ahead: int) -> None:
+    asked, go_on = list[int](), threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(8):
+            asked.append(number)
+            if len(asked) == 2 + ahead:
+                threading.Timer(0.1, go_on.set).start()
+            yield number
+
+    def wait(item: int) -> tuple[int, int]:
+        go_on.wait(10)
+        return item, len(asked)
+
+    found = list(in_lanes(wait, items(), 2, ahead=ahead))
+    assert [item for item, _ in found] == list(range(8))
+    assert found[0][1] == 2 + ahead
 
 
 @pytest.mark.parametrize("num", [1, 3])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 
 class Line:
@@ -38,41 +39,23 @@ def serve(line: Line, ready: Mapping[str, Any], answer: Callable[[dict[str, Any]
         line.say(answer(request))
 
 
-def children() -> list[Path]:
-    """Where the system tells of the processes that this one has made and that go on."""
-    stats = ((place, _stat(place)) for place in Path("/proc").glob("[0-9]*"))
-    return [place for place, fields in stats if len(fields) > 1 and fields[1] == str(os.getpid())]
-
-
-def _stat(place: Path) -> list[str]:
-    """What follows a process's name: its state, its parent and so on; empty once it has ended."""
-    try:
-        return (place / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _own_mb(place: Path) -> float:
-    """The memory, in MiB, that a process shares with no other."""
-    try:
-        lines = (place / "smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+def _children() -> list[psutil.Process]:
+    """The processes that this one has made and that go on."""
+    return psutil.Process().children(recursive=True)
 
 
 def peak_mb() -> float:
     """The most memory that this process has held, in MiB, and what its children now have for themselves."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024) + sum(map(_own_mb, children()))
+    own = sum(child.memory_full_info().uss for child in _children())
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024) + own / 2**20
 
 
 def cpu_seconds() -> float:
     """What this process and its children have worked, all threads together."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    going_on = (fields for place in children() if (fields := _stat(place)))
-    ticks = sum(int(fields[11]) + int(fields[12]) for fields in going_on)
-    return sum(used.ru_utime + used.ru_stime for used in both) + ticks / os.sysconf("SC_CLK_TCK")
+    going_on = (child.cpu_times() for child in _children())
+    return sum(used.ru_utime + used.ru_stime for used in both) + sum(used.user + used.system for used in going_on)
 
 
 def now_mb() -> float:

@@ -64,7 +64,7 @@ class Steps:
     def run(self, number: int) -> dict[str, Any]:
         """Step `number`, counted from 0, as a row."""
         done: list[rl.Step] = []
-        started, worked = time.perf_counter(), cpu_seconds()
+        worked, started = cpu_seconds(), time.perf_counter()
         rl.train(
             start=number,
             stop=number + 1,

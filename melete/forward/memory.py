@@ -12,15 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
-from transformers.activations import SiLUActivation
 
 from melete.forward.architectures import layers_of
 from melete.forward.layout import Layout
 from melete.forward.notes import Fields, Notes
 from melete.forward.products import is_linear
 from melete.forward.rows import LeanModel
-from melete.forward.weights import Gated, GroupedAttention, LeanLayer
+from melete.forward.steps import is_gate
+from melete.forward.weights import GroupedAttention, LeanLayer, linear_layers
 
 _LEAST_SHARE = 1e-30  # of a token in what it takes: of less the logarithm is not known well
 MOST_BYTES = 2**30  # of one step; what does not fit is computed again
@@ -52,8 +51,8 @@ class Memory:
         self.prompts.clear()
         self.rows.clear()
         self.state = ()
-        for number, notes in enumerate(self.lanes):
-            notes.at = number * self._room
+        for notes in self.lanes:
+            notes.at = notes.start
 
     def lane(self, number: int, num_lanes: int) -> Notes | None:
         """Where lane `number` of at most `num_lanes` notes what it computes; None where nothing is to be kept."""
@@ -108,8 +107,8 @@ class Memory:
         heads = (num_q + 2 * attention.num_kv, attention.size)
         counts, shapes = [num_layers + 1, *[num_layers] * 3], [(width,), heads, (num_q * attention.size,), (num_q,)]
         sizes = [count * torch.Size(shape).numel() for count, shape in zip(counts, shapes, strict=True)]
-        self._room = MOST_BYTES // (4 * sum(sizes) * num_lanes)
-        num_places = self._room * num_lanes
+        room = MOST_BYTES // (4 * sum(sizes) * num_lanes)
+        num_places = room * num_lanes
         # of all that is asked for the system gives only what is written to
         shared = mmap.mmap(-1, max(4 * sum(sizes) * num_places, mmap.PAGESIZE))
         with torch.inference_mode(False):
@@ -118,8 +117,7 @@ class Memory:
             views = (part.view(n, num_places, *shape) for part, n, shape in zip(parts, counts, shapes, strict=True))
             fields = Fields(*views)
         self.state = ()  # what was known lies elsewhere
-        starts = [number * self._room for number in range(num_lanes)]
-        self.lanes = [Notes(fields, start, start + self._room) for start in starts]
+        self.lanes = [Notes(fields, number * room, (number + 1) * room) for number in range(num_lanes)]
 
 
 def _keep_first(known: dict[tuple[int, ...], Sequence[int]], text: tuple[int, ...], places: Sequence[int]) -> None:
@@ -129,12 +127,9 @@ def _keep_first(known: dict[tuple[int, ...], Sequence[int]], text: tuple[int, ..
 
 
 def _is_known(lean: LeanLayer, layer: Any) -> bool:
-    if not isinstance(lean.attention, GroupedAttention) or lean.attention.norms or not isinstance(lean.mlp, Gated):
+    if not isinstance(lean.attention, GroupedAttention) or lean.attention.norms or not is_gate(layer.mlp):
         return False
-    if not isinstance(layer.mlp.act_fn, (nn.SiLU, SiLUActivation)) or getattr(layer, "gradient_checkpointing", False):
+    if getattr(layer, "gradient_checkpointing", False):
         return False
-    attention, mlp = layer.self_attn, layer.mlp
-    products = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    products += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     is_watched = any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
-    return all(is_linear(product) for product in products) and not is_watched
+    return all(map(is_linear, linear_layers(layer))) and not is_watched

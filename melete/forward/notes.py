@@ -30,11 +30,14 @@ class Page(NamedTuple):
 
 @dataclass(eq=False)
 class Notes:
-    """One lane's part of a memory: the places from `at`, which is the next to be written, to `end`."""
+    """One lane's part of a memory: the places from `start` to `end`, of which `at` is the next to be written."""
 
     fields: Fields
-    at: int
+    start: int
     end: int
+
+    def __post_init__(self) -> None:
+        self.at = self.start
 
     def turn(self, num_tokens: int) -> Page | None:
         """Places for so many tokens; None where there is no room."""

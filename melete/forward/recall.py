@@ -19,8 +19,8 @@ from melete.forward.layout import Grid, Layout
 from melete.forward.memory import Memory
 from melete.forward.products import by_onednn, weight_gradient
 from melete.forward.steps import gradient_of_unit, normed, unit_of
-from melete.forward.trunk import rows_together_in, states
-from melete.forward.weights import Gated, GroupedAttention, Product, own_scores
+from melete.forward.trunk import added_to_scores, rows_together_in, states
+from melete.forward.weights import Gated, GroupedAttention, Product, linear_layers, own_scores
 
 _NUM_WEIGHTS = 16  # that a layer has, biases among them
 
@@ -39,10 +39,7 @@ def recalled_states_at(trunk: Any, tokens: Tensor, where: Tensor, memory: Memory
 
 
 def _weights_of(layer: Any) -> list[Tensor | None]:
-    attention, mlp = layer.self_attn, layer.mlp
-    products = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    products += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    both = [part for product in products for part in (product.weight, product.bias)]
+    both = [part for product in linear_layers(layer) for part in (product.weight, product.bias)]
     return [layer.input_layernorm.weight, layer.post_attention_layernorm.weight, *both]
 
 
@@ -59,8 +56,7 @@ class _Padded(NamedTuple):
     def of(cls, grid: Grid, start: int, places: Tensor, mask: Tensor) -> _Padded:
         part = slice(start, start + len(grid.places))
         is_empty = None if grid.is_full else (torch.arange(grid.width) >= grid.lengths[:, None])[:, :, None]
-        bias = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-        return cls(grid, part, places[part].index_select(0, grid.slots), is_empty, bias)
+        return cls(grid, part, places[part].index_select(0, grid.slots), is_empty, added_to_scores(mask))
 
     def read(self, field: Tensor) -> Tensor:
         """Of a field [C, ...] of the memory: [R, W, ...]."""

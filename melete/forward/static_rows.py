@@ -23,6 +23,7 @@ class StaticRows:
     """R rows under way, each with a copy of its prompt and room for `limit` tokens; see `rows.Rows`."""
 
     compact_share = 0.25  # each new number of rows is captured anew, which takes as long as dozens of tokens
+    places = prompt_places = None  # nothing is noted
 
     def __init__(self, model: LeanModel, prompts: Prompts, prompt_of: Tensor, *, limit: int) -> None:
         self.model, width = model, prompts.width

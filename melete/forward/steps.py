@@ -60,11 +60,15 @@ class _Normed(torch.autograd.Function):
 
 def gated(mlp: Any, x: Tensor) -> Tensor:
     """down(act(gate(x)) * up(x)) of x [N, d] by a module of transformers (Shazeer 2020); else what the module makes."""
-    is_plain = hasattr(mlp, "gate_proj") and isinstance(getattr(mlp, "act_fn", None), (nn.SiLU, SiLUActivation))
-    if not is_plain or not _has_own_gradient(x):
+    if not is_gate(mlp) or not _has_own_gradient(x):
         return mlp(x)
     both = _Gated.apply(mlp.gate_proj(x), mlp.up_proj(x))  # pyright: ignore[reportUnknownMemberType]
     return mlp.down_proj(both)
+
+
+def is_gate(mlp: Any) -> bool:
+    """Whether a module of transformers is down(silu(gate(x)) * up(x)) and nothing more."""
+    return hasattr(mlp, "gate_proj") and isinstance(getattr(mlp, "act_fn", None), (nn.SiLU, SiLUActivation))
 
 
 class _Gated(torch.autograd.Function):

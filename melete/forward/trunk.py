@@ -82,16 +82,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     if is_long or q.device.type != "cpu":
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     scores = (q * scale) @ k.transpose(2, 3)
-    scores += q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    scores += added_to_scores(mask, q.dtype)
     return scores.softmax(dim=-1) @ v
 
 
 def attend_and_sum(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """What `attend` gives on a CPU, to the last bit, and the logs [B, H, T] of the sums of exponentials."""
     spread = (_spread(states, q.shape[1] // k.shape[1]) for states in (k, v))
-    bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    bias = added_to_scores(mask, q.dtype)
     taken, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, *spread, attn_mask=bias, scale=scale)
     return taken if k.shape[2] > SHORT else attend(q, k, v, mask, scale), sums
+
+
+def added_to_scores(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """0 where a token may look and -inf elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def _spread(states: Tensor, group: int) -> Tensor:

@@ -69,8 +69,7 @@ class Norm:
 def can_be_joined(trunk: Any) -> bool:
     """Whether every linear layer of the trunk shows its weight, so that products can be joined."""
     for layer in layers_of(trunk):
-        named = [module for module in _linear_layers(layer) if module is not None]
-        if any(weight_of(module) is None for module in named):
+        if any(weight_of(module) is None for module in linear_layers(layer)):
             return False
         experts = getattr(layer.mlp, "experts", None)
         if experts is not None and type(experts).__name__ != "DeepseekV3Experts":
@@ -83,12 +82,14 @@ def can_be_joined(trunk: Any) -> bool:
     return True
 
 
-def _linear_layers(layer: Any) -> list[nn.Module | None]:
+def linear_layers(layer: Any) -> list[Any]:
+    """The linear layers of a layer, but for routed experts and their router: of attention first, then the gate's."""
     attention, mlp = layer.self_attn, layer.mlp
     of_attention = ("q_proj", "k_proj", "v_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
     found = [getattr(attention, name, None) for name in of_attention]
     dense = getattr(mlp, "shared_experts", mlp)
-    return [*found, *(getattr(dense, name, None) for name in ("gate_proj", "up_proj", "down_proj"))]
+    found += [getattr(dense, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    return [module for module in found if module is not None]
 
 
 class Gated:

@@ -38,9 +38,7 @@ PARAMETERS_OF_THREADS = 2_000_000  # of a smaller model two threads wait for Pyt
 ROWS_OF_LANE = 32  # that a part of a wave has at least, if it is written beside another
 LANES_ARE_FORKS = sys.platform == "linux"  # a wave has the same lanes whether or not they can be forked just then
 _Noted = tuple[int, Sequence[int]] | None  # the first place of a prompt, and those of what was written behind it
-_Written = Callable[
-    [int, int, Completion, _Noted], None
-]  # number of a request and of one of its keys, what was written
+_Written = Callable[[int, int, Completion, _Noted], None]  # of a key of a request, by their numbers
 _RowWritten = Callable[[int, Completion, _Noted], None]
 _Part = tuple[int, int, SampleRequest]  # number of a request, of the first of its keys, and those keys
 SPARE_TOKENS = 32  # room behind what has been written: more would be read with more gaps, less be moved more often
@@ -74,9 +72,9 @@ class _Wave:
     keys: np.ndarray  # [R] uint64
     tokens: Tensor  # [R, max_new_tokens]
     logprobs: Tensor  # [R, max_new_tokens]
-    places: Tensor  # [R, max_new_tokens] where each token is noted, -1 where it is not
-    prompt_places: list[int] | None  # [R] the first place of each row's prompt
     is_open: Tensor  # [R] bool, while a row is being written
+    prompt_places: list[int] | None  # [R] the first place of each row's prompt; None where nothing is noted
+    places: Tensor | None  # [R, max_new_tokens] where each token is noted, -1 where it is not
 
     def some(self, rows: Tensor) -> _Wave:
         """These rows only."""
@@ -86,9 +84,9 @@ class _Wave:
             self.keys[kept],
             self.tokens[rows],
             self.logprobs[rows],
-            self.places[rows],
-            self.prompt_places and [self.prompt_places[row] for row in kept],
             self.is_open[rows],
+            None if self.prompt_places is None else [self.prompt_places[row] for row in kept],
+            None if self.places is None else self.places[rows],
         )
 
 
@@ -305,9 +303,9 @@ class NativeSampler:
             keys=np.array([key for request in requests for key in request.keys], dtype=np.uint64),
             tokens=torch.zeros(num_rows, settings.max_new_tokens, dtype=torch.long, device=logits.device),
             logprobs=torch.zeros(num_rows, settings.max_new_tokens, device=logits.device),
-            places=torch.full((num_rows, settings.max_new_tokens), -1, dtype=torch.long, device=logits.device),
-            prompt_places=rows.prompt_places if isinstance(rows, Rows) else None,
             is_open=torch.ones(num_rows, dtype=torch.bool, device=logits.device),
+            prompt_places=rows.prompt_places,
+            places=None if rows.prompt_places is None else torch.full((num_rows, settings.max_new_tokens), -1),
         )
         self._decode(logits, rows, wave, settings, written)
 
@@ -360,7 +358,7 @@ class NativeSampler:
                 wave, tokens = wave.some(kept), tokens[kept]
                 rows.keep(kept)
             logits = rows.step(tokens)
-            if isinstance(rows, Rows) and rows.places is not None:
+            if wave.places is not None and rows.places is not None:
                 wave.places[:, step] = torch.arange(rows.places.start, rows.places.stop)
         self._count(0, num_decoded)
 
@@ -380,8 +378,10 @@ class NativeSampler:
         """What was written, and where all of it but the last token is noted."""
         tokens, logprobs = wave.tokens[row, :length].tolist(), wave.logprobs[row, :length].tolist()
         completion = Completion(tuple(tokens), tuple(logprobs), reason, self.policy_version)
-        places = wave.places[row, : length - 1].tolist() if wave.prompt_places else [-1]
-        return completion, None if -1 in places or wave.prompt_places is None else (wave.prompt_places[row], places)
+        if wave.places is None or wave.prompt_places is None:
+            return completion, None
+        places = wave.places[row, : length - 1].tolist()
+        return completion, None if -1 in places else (wave.prompt_places[row], places)
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -17,10 +17,17 @@ from melete.sampling.kv_cache import make_cache, select_rows
 class WrittenRows(Protocol):
     """Rows under way: `step` writes one token of each, `keep` goes on with some of them.
 
-    That is worth its while when no more than `compact_share` of the rows are still being written.
+    That is worth its while when no more than `compact_share` of the rows are still being written. Where a memory notes
+    what is computed, `prompt_places` is the first place of each row's prompt [R] and `places` those of the last step.
     """
 
     compact_share: float
+
+    @property
+    def places(self) -> slice | None: ...
+
+    @property
+    def prompt_places(self) -> list[int] | None: ...
 
     def step(self, tokens: Tensor) -> Tensor:
         """Writes `tokens` [R]; returns the logits [R, V] of what follows."""
@@ -38,6 +45,7 @@ class CachedRows:
     """
 
     compact_share = 0.75
+    places = prompt_places = None  # nothing is noted
 
     def __init__(
         self, model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], prompt_of: Tensor, *, room: int, limit: int

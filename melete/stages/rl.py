@@ -209,18 +209,7 @@ class _Workshop:
         sampler: StageSampler,
     ) -> _Workshop:
         critic = _critic(stage, context, model)
-        learner = LocalLearner(
-            model,
-            optimizer=optimizer_settings(stage, stage.num_steps * stage.num_epochs * stage.num_minibatches),
-            max_tokens_per_microbatch=stage.max_tokens_per_microbatch,
-            temperature=stage.temperature,
-            after_step=RouterBalancer(model).step,
-            reference=_other_model(stage.reference, context) if stage.reference not in ("start", "none") else None,
-            value_head=critic.model.score if critic and isinstance(critic.model, SharedTrunk) else None,
-            value_coef=stage.critic.value_coef if stage.critic else 0.0,
-            # a sampler that lags behind writes with weights of its own
-            memory=sampler.memory if isinstance(sampler, NativeSampler) and not stage.max_staleness else None,
-        )
+        learner = _learner(stage, context, model, sampler, critic)
         task = stage_task(stage)
         opened = opens_thought(tokenizer)
         reward_context = RewardContext(
@@ -235,24 +224,6 @@ class _Workshop:
         if left_out := getattr(getattr(task, "report", None), "dropped", ()):
             context.view.message(f"{task.name}: {len(left_out)} rows are left out; melete tasks show lists them")
         rewards = stage_rewards(stage, reward_context, context, tokenizer)
-        settings = rl.RLSettings(
-            sampling=SampleSettings(
-                group_size=stage.group_size,
-                sampling=SamplingSettings(stage.max_new_tokens, stage.temperature),
-                key_parts=(context.seed, stage.name),
-                thought_opened=opened,
-                max_draws=stage.max_draws,
-            ),
-            update=UpdateSettings(
-                num_epochs=stage.num_epochs,
-                num_minibatches=stage.num_minibatches,
-                approx_kl_limit=stage.approx_kl_limit,
-                critic_warmup_steps=stage.critic.warmup_steps if stage.critic else 0,
-                seed=f"{context.seed}/{stage.name}",
-            ),
-            reference_refresh_steps=stage.reference_refresh_steps,
-            max_staleness=stage.max_staleness,
-        )
         annotators: dict[str, rl.Annotator] = step_annotators(stage.step_rewards, context, task, tokenizer)
         if stage.teacher:
             annotators["teacher_logprobs"] = _teacher(stage, context)
@@ -269,9 +240,47 @@ class _Workshop:
             held_out=held_out_of(stage, context, _main_task(stage), sampler, tokenizer),
             rewards=rewards,
             annotators=annotators,
-            settings=settings,
+            settings=_loop_settings(stage, context.seed, thought_opened=opened),
             parts=parts,
         )
+
+
+def _learner(
+    stage: RLStage, context: StageContext, model: PreTrainedModel, sampler: StageSampler, critic: LocalCritic | None
+) -> LocalLearner:
+    return LocalLearner(
+        model,
+        optimizer=optimizer_settings(stage, stage.num_steps * stage.num_epochs * stage.num_minibatches),
+        max_tokens_per_microbatch=stage.max_tokens_per_microbatch,
+        temperature=stage.temperature,
+        after_step=RouterBalancer(model).step,
+        reference=_other_model(stage.reference, context) if stage.reference not in ("start", "none") else None,
+        value_head=critic.model.score if critic and isinstance(critic.model, SharedTrunk) else None,
+        value_coef=stage.critic.value_coef if stage.critic else 0.0,
+        # a sampler that lags behind writes with weights of its own
+        memory=sampler.memory if isinstance(sampler, NativeSampler) and not stage.max_staleness else None,
+    )
+
+
+def _loop_settings(stage: RLStage, seed: int, *, thought_opened: bool) -> rl.RLSettings:
+    return rl.RLSettings(
+        sampling=SampleSettings(
+            group_size=stage.group_size,
+            sampling=SamplingSettings(stage.max_new_tokens, stage.temperature),
+            key_parts=(seed, stage.name),
+            thought_opened=thought_opened,
+            max_draws=stage.max_draws,
+        ),
+        update=UpdateSettings(
+            num_epochs=stage.num_epochs,
+            num_minibatches=stage.num_minibatches,
+            approx_kl_limit=stage.approx_kl_limit,
+            critic_warmup_steps=stage.critic.warmup_steps if stage.critic else 0,
+            seed=f"{seed}/{stage.name}",
+        ),
+        reference_refresh_steps=stage.reference_refresh_steps,
+        max_staleness=stage.max_staleness,
+    )
 
 
 def held_out_of(
