@@ -179,7 +179,7 @@ def pretrain_with_workers(
             _join(0, meeting_point, settings)
             pretrain(model, tokenizer, settings, on_step)
         except RuntimeError as error:  # of the connection to a worker that is no longer there
-            if not (ended := _ended(workers)):
+            if not (ended := num_ended(workers)):
                 raise
             remedy = "see whether memory ran out; fewer num_workers need less. The same command makes the stage again"
             what = f"{ended} of {settings.num_workers} processes of the pre-training ended"
@@ -191,9 +191,12 @@ def pretrain_with_workers(
                 worker.terminate()
 
 
-def _ended(workers: Sequence[BaseProcess]) -> int:
-    """How many of them have ended, a moment after one was missed."""
-    connection.wait([worker.sentinel for worker in workers], timeout=1.0)
+def num_ended(workers: Sequence[BaseProcess]) -> int:
+    """How many of the processes have ended, a moment after one was missed."""
+    closed = connection.wait([worker.sentinel for worker in workers], timeout=1.0)
+    for worker in workers:
+        if worker.sentinel in closed:
+            worker.join()  # the system closes what a process had open a moment before it has ended
     return sum(not worker.is_alive() for worker in workers)
 
 

@@ -11,6 +11,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from melete.cli import app
 from melete.config import parse_recipe
 from melete.errors import RunError
+from melete.loops.pretrain import num_ended
 from melete.runs.directory import RunDirectory
 from melete.stages import StageContext
 from melete.stages.sub_runs import SubRun, run_all
@@ -117,6 +119,13 @@ def test_a_worker_of_pretraining_that_is_killed_is_said_and_the_stage_can_be_mad
     assert "fewer num_workers need less" in refusal.value.remedy
     tables["stage"][0]["num_workers"] = 1
     assert "base: made again: num_workers is 1 and was 2" in run(tables, tmp_path / "base")
+
+
+def test_a_worker_whose_files_are_closed_counts_as_ended_before_the_system_has_buried_it() -> None:
+    worker = multiprocessing.get_context("spawn").Process(target=dying.close_then_end)
+    worker.start()
+    connection.wait([worker.sentinel])
+    assert worker.is_alive() and num_ended([worker]) == 1
 
 
 def wait_for(log: Path, pattern: str) -> None:
