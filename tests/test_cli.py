@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from melete import processor
 from melete.cli import app, plain_errors
 from melete.config import bundled_recipes
 from melete.errors import ModelError, RecipeError
@@ -218,6 +219,23 @@ def test_waiting_threads_sleep_and_a_users_choice_stays():
     chosen = {"GOMP_SPINCOUNT": "7"}
     prepare_threads(chosen)
     assert chosen["GOMP_SPINCOUNT"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "is_wide", "expected"),
+    [("AuthenticAMD", True, "SkylakeX"), ("AuthenticAMD", False, None), ("GenuineIntel", True, None)],
+)
+def test_numpys_library_gets_the_wide_kernels_of_a_processor_that_it_may_not_know(
+    vendor: str, is_wide: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    flags = "fpu avx512f avx512bw avx512cd avx512dq avx512vl" if is_wide else "fpu avx2 avx512f"
+    monkeypatch.setattr(processor, "_facts", lambda: {"vendor_id": vendor, "flags": flags})
+    fresh: dict[str, str] = {}
+    prepare_threads(fresh)
+    assert (fresh.get("OPENBLAS_CORETYPE"), fresh["OPENBLAS_NUM_THREADS"]) == (expected, "1")
+    chosen = {"OPENBLAS_CORETYPE": "Zen", "OPENBLAS_NUM_THREADS": "2"}
+    prepare_threads(chosen)
+    assert (chosen["OPENBLAS_CORETYPE"], chosen["OPENBLAS_NUM_THREADS"]) == ("Zen", "2")
 
 
 def test_a_small_model_has_one_thread_unless_the_user_says_otherwise():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.against_trl.workloads import Spec
-from melete.threads import SPINS
+from melete.threads import OURS, prepare_threads
 
 ROOT = Path(__file__).parents[2]
 MODULES = {"melete": "melete_step", "trl": "trl_step", "trl_batching": "trl_step", "floor": "floor"}
@@ -82,12 +82,13 @@ class Side:
 def environment(name: str, threads: int) -> dict[str, str]:
     """The same for every side, this many threads, no GPU and no network, but for how threads wait: each as is best for
     it on an idle machine. Melete says so itself; TRL is faster with torch's own way, which is to spin."""
-    of_waiting = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    found = {key: value for key, value in os.environ.items() if key not in ("MELETE_THREADS", *of_waiting)}
+    theirs = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", OURS, "MELETE_THREADS")
+    found = {key: value for key, value in os.environ.items() if key not in theirs}
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         found[variable] = str(threads)
     if not name.startswith("trl"):
-        found |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": SPINS}
+        prepare_threads(found)
+        found.pop("MELETE_THREADS")  # the sides choose by the size of the model
     return found | {
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "",

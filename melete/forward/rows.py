@@ -16,10 +16,12 @@ from torch import Tensor
 from melete.forward.architectures import expanded, heads, knows, latent, layers_of, pair_rotations, rotations
 from melete.forward.layout import Grid
 from melete.forward.notes import Notes
-from melete.forward.products import is_quick
+from melete.forward.products import batched, is_quick
 from melete.forward.trunk import attend, attend_and_sum
 from melete.forward.weights import GroupedAttention, LatentAttention, LeanLayer, Norm, Product, can_be_joined
+from melete.forward.written import Written
 
+STEPS_AHEAD = 16  # whose rotations are made at once
 SHORT_PROMPT = 32  # tokens up to which a prompt is copied to its rows: one product more costs more than reading it
 
 
@@ -127,38 +129,35 @@ def _by_head(grid: Grid, flat: Tensor) -> Tensor:
 
 
 class Rows:
-    """R rows under way, each with its prompt; `step` writes one token of each.
-
-    What has been written is in two parts: `early`, without gaps in memory, and `late`, which has room for `room` tokens
-    and joins the other when that is used up or rows leave. Memory without gaps is read up to three times as fast.
-    """
+    """R rows under way, each with its prompt; `step` writes one token of each."""
 
     compact_share = 0.75
 
-    def __init__(
-        self, model: LeanModel, prompts: Prompts, prompt_of: Tensor, *, room: int, notes: Notes | None = None
-    ) -> None:
-        self.model, self.room, self.notes = model, room, notes if prompts.places else None
+    def __init__(self, model: LeanModel, prompts: Prompts, prompt_of: Tensor, notes: Notes | None = None) -> None:
+        self.model, self.notes = model, notes if prompts.places else None
         self.prompt_places = [prompts.places[prompt] for prompt in prompt_of.tolist()] if prompts.places else None
-        self.prompts, self.bias, self.prompt_of = list(prompts.layers), prompts.bias, prompt_of
         self.next_position = prompts.lengths[prompt_of]
-        self.num_late = 0
         self.places: slice | None = None
-        self.early: list[list[Tensor]] = []
-        self.late: list[list[Tensor]] = []
+        self._turns: list[Tensor] = []  # of the next steps, the last one first
+        self.written = Written()
         self.is_copied = prompts.width <= SHORT_PROMPT
         if self.is_copied:
-            self._copy_prompts()
+            beginnings = [[part for part in kept if part is not None] for kept in prompts.layers]
+            self.written.begin_with(beginnings, prompt_of)
+            self.bias = None if prompts.bias is None else prompts.bias[prompt_of]
         else:
+            # keys [P, K, D, L]: with columns side by side a product takes half of the time (LOG.md)
+            self.prompts = [Kept(kept.keys.transpose(2, 3).contiguous(), kept.values) for kept in prompts.layers]
+            self.bias, self.prompt_of = prompts.bias, prompt_of
             self._arrange()
 
     def step(self, tokens: Tensor) -> Tensor:
         """Writes `tokens` [R] and returns the logits [R, V] of what follows; `places` are those where it is noted."""
         trunk = self.model.trunk
         hidden = trunk.embed_tokens(tokens)
-        turns = pair_rotations(trunk, hidden, self.next_position)
-        if self.late and self.num_late == self.late[0][0].shape[2]:
-            self._join(None)
+        if not self._turns:
+            self._turns = self._turns_ahead(hidden)
+        turns = self._turns.pop()
         page = self.notes.turn(len(tokens)) if self.notes else None
         self.places = page.places if page else None
         if page:
@@ -174,14 +173,14 @@ class Rows:
             hidden = hidden + layer.attention.finish(taken)
             place = page.states[number + 1] if page else None
             hidden = torch.add(hidden, layer.mlp(layer.between(hidden)), out=place)
-        self.num_late += 1
+        self.written.advance()
         self.next_position = self.next_position + 1
         return self.model.logits(self.model.norm(hidden))
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows only, in this order."""
-        self._join(rows)
-        self.next_position = self.next_position[rows]
+        self.written.keep(rows)
+        self.next_position, self._turns = self.next_position[rows], []
         if self.is_copied:
             self.bias = None if self.bias is None else self.bias[rows]
             return
@@ -192,36 +191,10 @@ class Rows:
             self.bias = None if self.bias is None else self.bias[left]
         self._arrange()
 
-    def _join(self, rows: Tensor | None) -> None:
-        """Puts what has been written into `early`, of these rows only; `late` is empty then."""
-
-        def joined(*parts: Tensor) -> Tensor:
-            # `index_select` is several times as fast as indexing
-            left = parts if rows is None else [part.index_select(0, rows) for part in parts]
-            return left[0].contiguous() if len(left) == 1 else torch.cat(list(left), dim=2)
-
-        late = [[part[:, :, : self.num_late] for part in layer] for layer in self.late]
-        if self.early and late:
-            both = zip(self.early, late, strict=True)
-            self.early = [[joined(*parts) for parts in zip(*layers, strict=True)] for layers in both]
-        else:
-            self.early = [[joined(part) for part in layer] for layer in self.early or late]
-        self.num_late, self.late = 0, []
-
-    def _copy_prompts(self) -> None:
-        """Gives each row a copy of its prompt, as the first of its own tokens."""
-        self.num_late = self.prompts[0].keys.shape[2]
-        for kept in self.prompts:
-            parts = [part.index_select(0, self.prompt_of) for part in kept if part is not None]
-            self.late.append([self._with_room(part) for part in parts])
-        self.bias = None if self.bias is None else self.bias[self.prompt_of]
-        self.prompts = []
-
-    def _with_room(self, part: Tensor) -> Tensor:
-        """The same [R, K, T, D], with room behind it for tokens that are to come."""
-        buffer = part.new_empty(*part.shape[:2], part.shape[2] + self.room, part.shape[3])
-        buffer[:, :, : part.shape[2]] = part
-        return buffer
+    def _turns_ahead(self, like: Tensor) -> list[Tensor]:
+        steps = torch.arange(STEPS_AHEAD, device=like.device).flip(0)[:, None]
+        turns = pair_rotations(self.model.trunk, like, (steps + self.next_position).flatten())
+        return list(turns.unflatten(0, (STEPS_AHEAD, -1)).unbind())
 
     def _arrange(self) -> None:
         """Places the rows in a grid [P, S] by prompt, so that a prompt's keys are read once for all of its rows."""
@@ -252,49 +225,37 @@ class Rows:
 
         The new token's keys and values are kept.
         """
-        layers = [*self.early[number : number + 1], self._written(number, keys, values)]
-        parts = [[part.flatten(0, 1) for part in layer] for layer in layers]  # [R * K, T, D]
+        layer = [part.flatten(0, 1) for part in self.written.put(number, [keys] if values is None else [keys, values])]
         q = q.unflatten(1, (keys.shape[1], -1))  # [R, K, g, D]
-        flat = q.flatten(0, 1)
-        scores = [torch.bmm(flat, part[0].transpose(1, 2)) for part in parts]
+        flat, num = q.flatten(0, 1), self.written.num
+        scores = batched(flat, layer[0].transpose(1, 2))  # [R * K, g, C]
+        if num + 1 < scores.shape[-1]:
+            scores[..., num + 1 :].fill_(-torch.inf)  # what is read in vain
         if not self.is_copied:
-            scores.insert(0, self._to_prompts(flat, self.prompts[number].keys.transpose(2, 3), self.bias))
+            scores = torch.cat([self._to_prompts(flat, self.prompts[number].keys, self.bias), scores], dim=-1)
         elif self.bias is not None:
-            scores[0].view(*q.shape[:3], -1)[..., : self.bias.shape[-1]] += self.bias
-        joined = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
-        everything = joined.float().softmax(dim=-1).to(q.dtype)
-        shares = list(everything.split([score.shape[-1] for score in scores], dim=-1))
-        taken = None
+            scores.view(*q.shape[:3], -1)[..., : self.bias.shape[-1]] += self.bias
+        shares = scores.float().softmax(dim=-1).to(q.dtype)
+        own = layer[1] if len(layer) > 1 else _latents(layer[0], attention)
+        out = None if place is None else place.view(*flat.shape[:2], own.shape[2])
+        width = shares.shape[-1] - own.shape[1]
+        taken = batched(shares[..., width:], own, out)
         if not self.is_copied:
             prompt = self.prompts[number]
-            taken = self._to_prompts(shares.pop(0), self._values(prompt.keys, prompt.values, attention))
-        for share, part in zip(shares, parts, strict=True):
-            own = self._values(part[0], part[1] if len(part) > 1 else None, attention)
-            taken = torch.bmm(share, own) if taken is None else torch.baddbmm(taken, share, own)
-        assert taken is not None
-        taken = taken.view(len(q), -1)
-        return taken if place is None else place.copy_(taken), everything[..., -1].view(len(q), -1)
+            values = _latents(prompt.keys.transpose(2, 3), attention) if prompt.values is None else prompt.values
+            taken += self._to_prompts(shares[..., :width], values)
+        return taken.view(len(q), -1), shares[..., width + num].view(len(q), -1)
 
     def _to_prompts(self, rows: Tensor, states: Tensor, bias: Tensor | None = None) -> Tensor:
         """Rows [R * K, g, M] times what their prompts have [P, K, M, N], plus a bias [P, 1, 1, N]: [R * K, g, N]."""
         grid = rows.index_select(0, self.to_grid).view(-1, self.num_slots * rows.shape[1], rows.shape[2])
-        found = torch.bmm(grid, states.flatten(0, 1))  # [P * K, S * g, N]
+        found = batched(grid, states.flatten(0, 1))  # [P * K, S * g, N]
         if bias is not None:
             found.view(*states.shape[:2], *found.shape[1:]).add_(bias)
         return found.view(-1, rows.shape[1], found.shape[2]).index_select(0, self.to_rows)
 
-    def _values(self, keys: Tensor, values: Tensor | None, attention: Any) -> Tensor:
-        if values is not None:
-            return values
-        assert isinstance(attention, LatentAttention)
-        return keys[..., : attention.rank]
 
-    def _written(self, number: int, keys: Tensor, values: Tensor | None) -> list[Tensor]:
-        """The rows' late keys and values so far [R, K, T, D], the new token's among them."""
-        new = [keys] if values is None else [keys, values]
-        if number == len(self.late):
-            self.late.append([part.new_empty(*part.shape[:2], self.room, part.shape[2]) for part in new])
-        buffers = self.late[number]
-        for buffer, part in zip(buffers, new, strict=True):
-            buffer[:, :, self.num_late] = part
-        return [buffer[:, :, : self.num_late + 1] for buffer in buffers]
+def _latents(kept: Tensor, attention: Any) -> Tensor:
+    """What is taken of keys [..., C + D] that are values too [..., C]."""
+    assert isinstance(attention, LatentAttention)
+    return kept[..., : attention.rank]

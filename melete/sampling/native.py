@@ -41,7 +41,8 @@ _Noted = tuple[int, Sequence[int]] | None  # the first place of a prompt, and th
 _Written = Callable[[int, int, Completion, _Noted], None]  # of a key of a request, by their numbers
 _RowWritten = Callable[[int, Completion, _Noted], None]
 _Part = tuple[int, int, SampleRequest]  # number of a request, of the first of its keys, and those keys
-SPARE_TOKENS = 32  # room behind what has been written: more would be read with more gaps, less be moved more often
+SPARE_TOKENS = 32  # room in a cache of transformers: more would be read with more gaps, less be moved more often
+STEPS_AHEAD = 16  # whose random numbers are made at once
 
 
 @dataclass(frozen=True)
@@ -314,13 +315,13 @@ class NativeSampler:
     ) -> tuple[WrittenRows, Tensor]:
         """Rows that are about to be written, and the logits [B, V] of their first tokens."""
         self._count(sum(len(prompt) for prompt in prompts), 0)
-        room = min(SPARE_TOKENS, settings.max_new_tokens)
         if self.lean is not None:
             shared = Prompts(self.lean, prompts, notes)
             logits, limit = shared.logits[prompt_of], settings.max_new_tokens
             if prompt_of.device.type == "cuda" and can_be_static(self.lean, shared, len(prompt_of), limit):
                 return StaticRows(self.lean, shared, prompt_of, limit=limit), logits
-            return Rows(self.lean, shared, prompt_of, room=room, notes=notes), logits
+            return Rows(self.lean, shared, prompt_of, notes), logits
+        room = min(SPARE_TOKENS, settings.max_new_tokens)
         cached = CachedRows(self.model, prompts, prompt_of, room=room, limit=settings.max_new_tokens)
         return cached, cached.logits
 
@@ -336,9 +337,12 @@ class NativeSampler:
         is_end = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
         is_end[self.end_tokens[(self.end_tokens >= 0) & (self.end_tokens < logits.shape[1])]] = True
         num_open, num_decoded = len(wave.numbers), 0
+        ahead: list[Tensor] = []  # the random numbers of the next steps, the last step first
         for step in range(settings.max_new_tokens):
-            drawn = uniforms(wave.keys, np.array([step], dtype=np.uint64))
-            tokens, logprobs = draw(logits, torch.from_numpy(drawn).to(logits.device), settings)
+            if not ahead:
+                steps = np.arange(step, step + STEPS_AHEAD, dtype=np.uint64)[::-1]
+                ahead = list(torch.from_numpy(uniforms(wave.keys, steps[:, None])).to(logits.device).unbind())
+            tokens, logprobs = draw(logits, ahead.pop(), settings)
             wave.tokens[:, step], wave.logprobs[:, step] = tokens, logprobs
             num_decoded += num_open
             stopped = is_end.index_select(0, tokens)
@@ -355,7 +359,7 @@ class NativeSampler:
                 break
             if num_open <= rows.compact_share * len(wave.numbers):
                 kept = wave.is_open.nonzero()[:, 0]
-                wave, tokens = wave.some(kept), tokens[kept]
+                wave, tokens, ahead = wave.some(kept), tokens[kept], []
                 rows.keep(kept)
             logits = rows.step(tokens)
             if wave.places is not None and rows.places is not None:

@@ -47,14 +47,14 @@ def operations_of_a_token(num_layers: int, prompt: tuple[int, ...]) -> int:
     assert lean is not None
     lean.refresh()
     with torch.no_grad():
-        rows = Rows(lean, Prompts(lean, [prompt]), torch.zeros(3, dtype=torch.long), room=4)
+        rows = Rows(lean, Prompts(lean, [prompt]), torch.zeros(3, dtype=torch.long))
         rows.step(torch.tensor([5, 6, 7]))
         with Calls() as calls:
             rows.step(torch.tensor([5, 6, 7]))
     return calls.names.total()
 
 
-@pytest.mark.parametrize(("prompt_length", "most"), [(8, 23), (100, 30)])
+@pytest.mark.parametrize(("prompt_length", "most"), [(8, 24), (100, 32)])
 def test_a_layer_writes_a_token_in_few_operations(prompt_length: int, most: int) -> None:
     """Small models wait for calls, not for products; a dozen more would be felt."""
     prompt = tuple(range(5, 5 + prompt_length))
@@ -75,7 +75,7 @@ def test_a_token_is_noted_in_few_operations() -> None:
             with torch.no_grad(), memory.opened():
                 notes = memory.lane(0, 1) if noted else None
                 prompts = Prompts(lean, [tuple(range(5, 105))], notes)
-                rows = Rows(lean, prompts, torch.zeros(3, dtype=torch.long), room=4, notes=notes)
+                rows = Rows(lean, prompts, torch.zeros(3, dtype=torch.long), notes)
                 rows.step(torch.tensor([5, 6, 7]))
                 with Calls() as calls:
                     rows.step(torch.tensor([5, 6, 7]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from forward_kinds import KINDS
@@ -13,7 +14,16 @@ from torch import Tensor, nn
 from melete.errors import RecipeError
 from melete.forward import products
 from melete.forward.architectures import weight_of
-from melete.forward.products import QuickLinear, is_linear, is_quick, laid_out, library_for, linear, quickened
+from melete.forward.products import (
+    QuickLinear,
+    batched,
+    is_linear,
+    is_quick,
+    laid_out,
+    library_for,
+    linear,
+    quickened,
+)
 from melete.forward.rows import Prompts, Rows, lean_model
 from melete.learning.scoring import score
 from melete.models.adapters import LoRA, add_adapter
@@ -144,8 +154,29 @@ def test_rows_are_written_with_the_same_products(kind: str) -> None:
     assert lean is not None
     lean.refresh()
     assert lean.layers[0].attention.product.quick
-    rows = Rows(lean, Prompts(lean, [(1, 40, 41)]), torch.zeros(3, dtype=torch.long), room=2)
+    rows = Rows(lean, Prompts(lean, [(1, 40, 41)]), torch.zeros(3, dtype=torch.long))
     for _ in range(3):
         found = rows.step(torch.full((3,), 7))
     expected = model(input_ids=torch.tensor([[1, 40, 41, 7, 7, 7]])).logits[:, -1]
     torch.testing.assert_close(found, expected.expand(3, -1), rtol=1e-4, atol=1e-4)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize(("rows", "by_row"), [(1, False), (1, True), (4, True), (4, False), (40, True)])
+@torch.inference_mode()
+def test_rows_meet_their_own_matrices_by_whichever_library_is_faster(
+    rows: int, by_row: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    x, y = torch.randn(3, rows, 8), torch.randn(3, 8, 5) if by_row else torch.randn(3, 5, 8).transpose(1, 2)
+    out, asked = torch.empty(3, rows, 5), list[int]()
+    multiply = np.matmul
+    monkeypatch.setattr(products.np, "matmul", lambda *of, **to: (asked.append(1), multiply(*of, **to))[1])
+    expected = torch.einsum("nmk,nkl->nml", x, y)
+    torch.testing.assert_close(batched(x, y), expected)
+    assert batched(x, y, out) is out
+    torch.testing.assert_close(out, expected)
+    assert len(asked) == (2 if by_row or rows == 1 else 0)
+    torch.testing.assert_close(batched(x.double(), y.double()).float(), expected)
+    assert len(asked) == (2 if by_row or rows == 1 else 0)

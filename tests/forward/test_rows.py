@@ -36,14 +36,18 @@ def rows_of(form: str, lean: LeanModel, prompts: Prompts, prompt_of: Tensor) -> 
         return StaticRows(lean, prompts, prompt_of, limit=7)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("melete.forward.rows.SHORT_PROMPT", 32 if form == "copied" else 0)
-        return Rows(lean, prompts, prompt_of, room=2)
+        return Rows(lean, prompts, prompt_of)
 
 
 @pytest.mark.parametrize("form", ["shared", "copied", "static"])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_logits_are_those_of_the_plain_pass_while_rows_leave(kind: str, form: str) -> None:
+def test_logits_are_those_of_the_plain_pass_while_rows_leave(
+    kind: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """I33."""
+    monkeypatch.setattr("melete.forward.written.LEAST_ROOM", 2)
+    monkeypatch.setattr("melete.forward.rows.STEPS_AHEAD", 3)
     model = KINDS[kind]()
     lean = lean_of(model)
     prompts = Prompts(lean, PROMPTS)
@@ -70,11 +74,11 @@ def test_weights_that_change_are_followed() -> None:
     lean = lean_of(model)
     with torch.no_grad():
         before = Prompts(lean, PROMPTS).logits
-        rows = Rows(lean, Prompts(lean, PROMPTS), torch.arange(3), room=4)
+        rows = Rows(lean, Prompts(lean, PROMPTS), torch.arange(3))
         first = rows.step(torch.tensor([7, 8, 9]))
         model.base_model.layers[0].self_attn.k_proj.weight.mul_(1.5)
         lean.refresh()
-        rows = Rows(lean, Prompts(lean, PROMPTS), torch.arange(3), room=4)
+        rows = Rows(lean, Prompts(lean, PROMPTS), torch.arange(3))
         second = rows.step(torch.tensor([7, 8, 9]))
         assert not torch.allclose(first, second) and not torch.allclose(before, Prompts(lean, PROMPTS).logits)
         torch.testing.assert_close(second[1], plain(model, [*PROMPTS[1], 8]), rtol=1e-4, atol=1e-4)
@@ -92,7 +96,7 @@ def test_an_adapter_is_part_of_the_weights_while_it_is_on() -> None:
 
     def after_seven() -> Tensor:
         lean.refresh()
-        return Rows(lean, Prompts(lean, PROMPTS), torch.tensor([0]), room=4).step(torch.tensor([7]))[0]
+        return Rows(lean, Prompts(lean, PROMPTS), torch.tensor([0])).step(torch.tensor([7]))[0]
 
     adapted = plain(model, [*PROMPTS[0], 7])
     torch.testing.assert_close(after_seven(), adapted, rtol=1e-4, atol=1e-4)
@@ -136,28 +140,29 @@ def test_few_rows_and_many_go_through_the_same_experts() -> None:
 def test_a_long_prompt_is_read_once_for_all_of_its_rows() -> None:
     """Counts what is multiplied: the keys of a prompt have one row for each prompt, not one for each sibling."""
     lean = lean_of(llama())
-    rows = Rows(lean, Prompts(lean, [PROMPTS[0] * 9, PROMPTS[1] * 9]), torch.tensor([0] * 8 + [1] * 8), room=4)
+    rows = Rows(lean, Prompts(lean, [PROMPTS[0] * 9, PROMPTS[1] * 9]), torch.tensor([0] * 8 + [1] * 8))
     rows.step(torch.full((16,), 7))
     assert [kept.keys.shape[0] for kept in rows.prompts] == [2, 2]
-    assert [late[0].shape[:3] for late in rows.late] == [(16, 2, 4)] * 2
+    assert [layer[0].shape[:2] for layer in rows.written.layers] == [(16, 2)] * 2
     rows.keep(torch.tensor([1, 2]))
     assert [kept.keys.shape[0] for kept in rows.prompts] == [1, 1]
 
 
 @pytest.mark.parametrize("prompt", [(1, 40, 41), tuple(range(1, 60))])
 @torch.no_grad()
-def test_what_was_written_early_lies_without_a_gap(prompt: tuple[int, ...]) -> None:
+def test_what_was_written_lies_without_a_gap(prompt: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Gaps between rows make reading from main memory several times as slow."""
+    monkeypatch.setattr("melete.forward.written.room_behind", lambda _num: 2)
     lean = lean_of(llama())
-    rows = Rows(lean, Prompts(lean, [prompt]), torch.zeros(3, dtype=torch.long), room=2)
+    rows = Rows(lean, Prompts(lean, [prompt]), torch.zeros(3, dtype=torch.long))
     copied = len(prompt) if rows.is_copied else 0
     for number in range(5):
         rows.step(torch.full((3,), 7 + number))
-    assert all(part.is_contiguous() for layer in rows.early for part in layer)
-    assert [part.shape[2] for part in rows.early[0]] == [copied + 4] * 2 and rows.num_late == 1
+    assert rows.written.num == copied + 5
     rows.keep(torch.tensor([2, 0]))
-    assert all(part.is_contiguous() for layer in rows.early for part in layer)
-    assert [part.shape[::2] for part in rows.early[0]] == [(2, copied + 5)] * 2 and rows.num_late == 0
+    for part in (part for layer in rows.written.layers for part in layer):
+        assert part.is_contiguous() and part.shape[::2] == (2, copied + 6)
+        assert part[:, :, : copied + 5].any(dim=-1).all() and not part[:, :, copied + 5 :].any()
 
 
 def test_a_mixture_is_not_captured() -> None:
