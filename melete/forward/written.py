@@ -89,7 +89,8 @@ class Written:
         shape = (num_rows, like.shape[1], places, like.shape[3])
         size = math.prod(shape)
         if self._spare is None or self._spare.numel() < size:
-            self._spare = like.new_empty(2 * size)  # what is not written to is not there
+            slack = size if like.device.type == "cpu" else 0  # what is not written to is not there
+            self._spare = like.new_empty(size + slack)
         return self._spare[:size].view(shape)
 
 
