@@ -20,6 +20,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from melete.allocator import give_back
+
 Tell = Callable[[Any], None]
 Work = Callable[[Any, Tell], None]  # a job, and who is told what comes of it
 _DONE = ".\n"  # the line of a copy that has done a job
@@ -129,8 +131,7 @@ def _work_and_exit(work: Work, jobs: int, theirs: int, parent: int, libc: Any) -
                     work(json.loads(job), lambda value: _say(out, value))
                     out.write(_DONE)
                     out.flush()
-                    if hasattr(libc, "malloc_trim"):  # of glibc: what it has freed is the system's while it waits
-                        libc.malloc_trim(0)
+                    give_back()
             code = 0
     finally:
         os._exit(code)  # nothing of the parent's is flushed, closed or said twice

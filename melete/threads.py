@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from melete import processor
+from melete.allocator import settle
 from melete.errors import RecipeError
 
 MAX_DEFAULT_THREADS = 4
@@ -50,7 +51,10 @@ def usable_cores() -> int:
 
 
 def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> int:
-    """Sets the variables that torch's libraries read when they are loaded; returns the number of threads."""
+    """Sets the variables that torch's libraries read when they are loaded; returns the number of threads.
+
+    Of this process it also sets how the memory is kept that these threads leave behind.
+    """
     count = num_threads(environment, usable_cores())
     if environment.get("OMP_NUM_THREADS", "").strip() not in ("", environment.get(OURS)):
         environment["MELETE_THREADS"] = str(count)  # a user's choice, which the lines below would hide
@@ -63,6 +67,8 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> int:
         environment.setdefault("OPENBLAS_CORETYPE", WIDE_KERNELS)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[variable] = str(count)
+    if environment is os.environ:
+        settle(count)
     return count
 
 

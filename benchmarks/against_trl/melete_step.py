@@ -26,6 +26,7 @@ from melete.models.moe import RouterBalancer
 from melete.rewards.grade import RewardPart
 from melete.sampling.native import NativeSampler
 from melete.stages.context import fit_threads
+from melete.threads import prepare_threads
 from melete.types import Message, Problem, Rollout, SamplingSettings
 
 
@@ -91,6 +92,7 @@ class Steps:
 
 def main(arguments: Sequence[str]) -> None:
     started, line = time.perf_counter(), Line()
+    prepare_threads()  # as every command does
     steps = Steps(Spec.from_json(arguments[0]))
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
 

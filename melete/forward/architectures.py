@@ -96,20 +96,18 @@ def pair_rotations(trunk: Any, like: Tensor, positions: Tensor) -> Tensor:
     return torch.stack([cos[..., :half], sin[..., :half]], dim=-1)
 
 
-def rotated_pairs(x: Tensor, turns: Tensor, place: Tensor | None = None) -> Tensor:
-    """The rotary embedding of x [N, H, D] whose pairs are neighbours, which stay neighbours: one complex product.
-
-    It is written to `place`, if there is one, in fp32.
-    """
+def rotated_pairs(x: Tensor, turns: Tensor) -> Tensor:
+    """The rotary embedding of x [N, H, D] whose pairs are neighbours, which stay neighbours: one complex product."""
     pairs = x.unflatten(-1, (-1, 2))
-    if place is not None:
-        out = torch.view_as_complex(place.unflatten(-1, (-1, 2)))
-        torch.mul(torch.view_as_complex(pairs), torch.view_as_complex(turns), out=out)
-        return place
     if x.dtype == torch.float32:
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns)).flatten(-2)
     (first, second), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
     return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
+
+
+def own_scores(q: Tensor, k: Tensor) -> Tensor:
+    """The product [N, H] of each token's query [N, H, D] with its own key [N, K, D]."""
+    return (q.unflatten(1, (k.shape[1], -1)) * k[:, :, None]).sum(dim=-1).flatten(1)
 
 
 def heads(attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:

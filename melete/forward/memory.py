@@ -104,8 +104,7 @@ class Memory:
         attention = layer.attention
         assert isinstance(attention, GroupedAttention)
         num_layers, width, num_q = len(self.model.layers), len(layer.before.weight), attention.num_q
-        heads = (num_q + 2 * attention.num_kv, attention.size)
-        counts, shapes = [num_layers + 1, *[num_layers] * 3], [(width,), heads, (num_q * attention.size,), (num_q,)]
+        counts, shapes = [num_layers + 1, num_layers, num_layers], [(width,), (num_q * attention.size,), (num_q,)]
         sizes = [count * torch.Size(shape).numel() for count, shape in zip(counts, shapes, strict=True)]
         room = MOST_BYTES // (4 * sum(sizes) * num_lanes)
         num_places = room * num_lanes

@@ -13,7 +13,6 @@ class Fields(NamedTuple):
     """What is kept of L layers: C places, one for each token."""
 
     states: Tensor  # [L + 1, C, d], before each layer and after the last
-    heads: Tensor  # [L, C, H + 2 K, D], rotated queries and keys, and values, as the lean layer makes them
     taken: Tensor  # [L, C, H * D], what each head took
     shares: Tensor  # [L, C, H], how much of that each head took from the token itself
 
@@ -23,7 +22,6 @@ class Page(NamedTuple):
 
     places: slice
     states: Sequence[Tensor]
-    heads: Sequence[Tensor]
     taken: Sequence[Tensor]
     shares: Sequence[Tensor]
 

@@ -1,8 +1,9 @@
 """The states of rows that a memory knows, and their gradients: an update without a forward pass over what was written.
 
 The last states are read from the memory, and the backward pass reads there what a forward pass would have kept for it:
-each layer's input, its heads, what they took. Only products that cost less than to keep their results, the output of
-attention and the gate, are made again. The gradients are those of `trunk.py` up to the order of sums.
+each layer's input and what its heads took, from which it has the sums of their exponentials too. Products are made
+again where to keep their results would take more memory than they are worth: the heads, the output of attention and
+the gate. The gradients are those of `trunk.py` up to the order of sums.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from melete.forward.architectures import layers_of, pair_rotations, unpaired
+from melete.forward.architectures import layers_of, own_scores, pair_rotations, unpaired
 from melete.forward.layout import Grid, Layout
 from melete.forward.memory import Memory
 from melete.forward.products import by_onednn, weight_gradient
 from melete.forward.steps import gradient_of_unit, normed, unit_of
 from melete.forward.trunk import added_to_scores, rows_together_in, states
-from melete.forward.weights import Gated, GroupedAttention, Product, linear_layers, own_scores
+from melete.forward.weights import Gated, GroupedAttention, Product, linear_layers
 
 _NUM_WEIGHTS = 16  # that a layer has, biases among them
 
@@ -44,33 +45,26 @@ def _weights_of(layer: Any) -> list[Tensor | None]:
 
 
 class _Padded(NamedTuple):
-    """The rows of a grid [R, W] in the memory and among N tokens, and what is added to their scores: 0 or -inf."""
+    """The rows of a grid [R, W] among N tokens, and what is added to their scores: 0 or -inf."""
 
     grid: Grid
     part: slice  # of the tokens
-    places: Tensor  # [R * W] in the memory; at an empty place some other token's
     is_empty: Tensor | None  # [R, W, 1]; None where no place is empty
     bias: Tensor  # [1 or R, 1, W, L + W]
 
     @classmethod
-    def of(cls, grid: Grid, start: int, places: Tensor, mask: Tensor) -> _Padded:
+    def of(cls, grid: Grid, start: int, mask: Tensor) -> _Padded:
         part = slice(start, start + len(grid.places))
         is_empty = None if grid.is_full else (torch.arange(grid.width) >= grid.lengths[:, None])[:, :, None]
-        return cls(grid, part, places[part].index_select(0, grid.slots), is_empty, added_to_scores(mask))
+        return cls(grid, part, is_empty, added_to_scores(mask))
 
-    def read(self, field: Tensor) -> Tensor:
-        """Of a field [C, ...] of the memory: [R, W, ...]."""
-        return field.index_select(0, self.places).unflatten(0, (self.grid.num_rows, self.grid.width))
+    def read(self, flat: Tensor) -> Tensor:
+        """What tokens have [N, ...]: [R, W, ...]; at an empty place some other token's."""
+        return self.grid.padded(flat[self.part])
 
-    def sums(self, heads: Tensor, shares: Tensor, num_q: int) -> Tensor:
-        """The logs of sums of exponentials [R, W, H] from heads [R, W, H + 2 K, D] and shares of a token in itself.
-
-        Infinite at empty places, which so take no share of anything.
-        """
-        num_kv = (heads.shape[2] - num_q) // 2
-        q, k, _ = heads.flatten(0, 1).split([num_q, num_kv, num_kv], dim=1)
-        found = own_scores(q, k).view(shares.shape).sub_(shares.log())
-        return found if self.is_empty is None else found.masked_fill_(self.is_empty, torch.inf)
+    def hidden(self, sums: Tensor) -> Tensor:
+        """Logs of sums of exponentials [R, W, H], infinite at empty places, which so take no share of anything."""
+        return sums if self.is_empty is None else sums.masked_fill(self.is_empty, torch.inf)
 
     def write(self, padded: Tensor, flat: Tensor) -> None:
         """What is at the places [R, W, ...] to where it belongs among all tokens [N, ...]."""
@@ -94,11 +88,11 @@ class _Recall(NamedTuple):
     @classmethod
     def of(cls, memory: Memory, layout: Layout, found: list[int], turns: Tensor) -> _Recall:
         places = torch.tensor(found + [0] * layout.num_idle)
-        beginnings = _Padded.of(layout.beginnings, 0, places, layout.causal)
+        beginnings = _Padded.of(layout.beginnings, 0, layout.causal)
         rests: list[tuple[_Padded, Tensor]] = []
         start = beginnings.part.stop
         for bucket in layout.rests:
-            rests.append((_Padded.of(bucket.grid, start, places, bucket.mask), bucket.beginning_of))
+            rests.append((_Padded.of(bucket.grid, start, bucket.mask), bucket.beginning_of))
             start = rests[-1][0].part.stop
         return cls(memory, layout, places, turns, beginnings, rests)
 
@@ -149,9 +143,9 @@ def _backward(
     grad = gradient_of_unit(of_x.mul_(layer.between.weight), unit, scale).add_(grad)
     # attention
     of_out = _of_product(attention.out, grad, taken, asked[8:10])
-    of_heads = _of_attention(recall, number, attention, taken, _times(grad, attention.out)).flatten(1)
     unit, scale = unit_of(state, layer.before.eps)
     x = unit * layer.before.weight
+    of_heads = _of_attention(recall, number, attention, x, taken, _times(grad, attention.out)).flatten(1)
     of_inputs = _of_inputs(attention, of_heads, x, asked[2:8], trained.self_attn.scaling)
     of_x = _times(of_heads, attention.product)
     of_first = torch.linalg.vecdot(of_x, unit, dim=0) if asked[0] else None
@@ -159,17 +153,21 @@ def _backward(
     return grad, [of_first, of_second, *of_inputs, *of_out, *of_gates, *of_down]
 
 
-def _of_attention(recall: _Recall, number: int, attention: GroupedAttention, taken: Tensor, of_taken: Tensor) -> Tensor:
-    """Gradients [N, H + 2 K, D] of queries, keys and values before they were rotated."""
-    fields, num_q, num_kv = recall.memory.fields, attention.num_q, attention.num_kv
-    all_heads, shares = fields.heads[number], fields.shares[number]
+def _of_attention(
+    recall: _Recall, number: int, attention: GroupedAttention, x: Tensor, taken: Tensor, of_taken: Tensor
+) -> Tensor:
+    """Gradients [N, H + 2 K, D] of queries, keys and values before they were rotated, which are made of x [N, d]."""
+    num_q, num_kv = attention.num_q, attention.num_kv
+    all_heads = attention.product(x).view(len(x), -1, attention.size)
+    _turn(all_heads[:, : num_q + num_kv], recall.turns)
+    shares = recall.memory.fields.shares[number].index_select(0, recall.places)
+    all_sums = own_scores(*all_heads[:, : num_q + num_kv].split([num_q, num_kv], dim=1)).sub_(shares.log())
     taken, of_taken = (stream.unflatten(1, (num_q, -1)) for stream in (taken, of_taken))
-    of_heads = taken.new_empty(len(taken), *all_heads.shape[1:])
+    of_heads = torch.empty_like(all_heads)
     of_heads[len(of_heads) - recall.layout.num_idle :] = 0
 
     def backward(rows: _Padded, heads: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        out, of_out = rows.grid.padded(taken[rows.part]), rows.grid.padded(of_taken[rows.part])
-        sums = rows.sums(heads, rows.read(shares), num_q)
+        out, of_out, sums = rows.read(taken), rows.read(of_taken), rows.hidden(rows.read(all_sums))
         return _of_fused(heads[:, :, :num_q], seen, out, of_out, sums, rows.bias)
 
     first = recall.beginnings
@@ -186,9 +184,14 @@ def _of_attention(recall: _Recall, number: int, attention: GroupedAttention, tak
         of_begun[:, :width, :num_kv].index_add_(0, beginning_of, of_k[:, :width])
         of_begun[:, :width, num_kv:].index_add_(0, beginning_of, of_v[:, :width])
     first.write(torch.cat([of_q, of_begun], dim=2), of_heads)
-    turned = torch.view_as_complex(of_heads[:, : num_q + num_kv].unflatten(-1, (-1, 2)))
-    turned.mul_(torch.view_as_complex(recall.turns).conj())
+    _turn(of_heads[:, : num_q + num_kv], recall.turns, back=True)
     return of_heads
+
+
+def _turn(heads: Tensor, turns: Tensor, *, back: bool = False) -> None:
+    """Rotates heads [N, H, D] in place, whose pairs are neighbours."""
+    by = torch.view_as_complex(turns)
+    torch.view_as_complex(heads.unflatten(-1, (-1, 2))).mul_(by.conj() if back else by)
 
 
 def _of_fused(

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from melete.forward.architectures import expanded, heads, knows, latent, layers_of, pair_rotations, rotations
+from melete.forward.architectures import (
+    expanded,
+    heads,
+    knows,
+    latent,
+    layers_of,
+    own_scores,
+    pair_rotations,
+    rotations,
+)
 from melete.forward.layout import Grid
 from melete.forward.notes import Notes
 from melete.forward.products import batched, is_quick
@@ -110,7 +119,8 @@ class Prompts:
                 taken, sums = (grid.flat(part.transpose(1, 2)) for part in both)
                 page.states[number].copy_(hidden)
                 page.taken[number].copy_(taken.flatten(1))
-                page.shares[number].copy_(lean.attention.note(found, page.heads[number]).sub_(sums).exp_())
+                own = own_scores(found.queries, found.keys).mul_(attention.scaling)
+                page.shares[number].copy_(own.sub_(sums).exp_())
             else:
                 taken = grid.flat(attend(q, k, v, causal, attention.scaling).transpose(1, 2))
             hidden = hidden + attention.o_proj(taken.flatten(1))
@@ -163,8 +173,7 @@ class Rows:
         if page:
             page.states[0].copy_(hidden)
         for number, layer in enumerate(self.model.layers):
-            place = page.heads[number] if page else None
-            queries, keys, values = layer.attention.queries(layer.before(hidden), turns, place)
+            queries, keys, values = layer.attention.queries(layer.before(hidden), turns)
             taken, own = self._attend(
                 number, queries, keys, values, layer.attention, page.taken[number] if page else None
             )

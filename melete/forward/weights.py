@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
-from melete.forward.architectures import Heads, bias_of, layers_of, paired, rotated_pairs, weight_of
+from melete.forward.architectures import bias_of, layers_of, paired, rotated_pairs, weight_of
 from melete.forward.products import by_onednn, is_for_onednn, is_quick, is_small, laid_out
 
 _FEW_ROWS = 32  # up to which all experts of a small mixture are computed for every row
@@ -183,29 +183,15 @@ class GroupedAttention:
         self.num_kv = attention.k_proj.out_features // self.size
         self.num_q = attention.q_proj.out_features // self.size
 
-    def queries(self, x: Tensor, turns: Tensor, place: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Queries [R, H, D], what is kept of the token: keys [R, K, D] and values [R, K, D].
-
-        They are written to `place` [R, H + 2 K, D], if there is one.
-        """
+    def queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries [R, H, D], what is kept of the token: keys [R, K, D] and values [R, K, D]."""
         found = self.product(x).view(len(x), -1, self.size)
         turned, values = found.split([self.num_q + self.num_kv, self.num_kv], dim=1)
         if self.norms:
             q, k = turned.split([self.num_q, self.num_kv], dim=1)
             turned = torch.cat([self.norms[0](q), self.norms[1](k)], dim=1)
-        if place is not None:
-            place, kept = place.split([self.num_q + self.num_kv, self.num_kv], dim=1)
-            kept.copy_(values)
-        q, k = rotated_pairs(turned, turns, place).split([self.num_q, self.num_kv], dim=1)
+        q, k = rotated_pairs(turned, turns).split([self.num_q, self.num_kv], dim=1)
         return q, k, values
-
-    def note(self, found: Heads, place: Tensor) -> Tensor:
-        """Writes heads of the module to `place` [N, H + 2 K, D] as they are here; gives a token's own scores [N, H]."""
-        q, k, v = place.split([self.num_q, self.num_kv, self.num_kv], dim=1)
-        torch.mul(paired(found.queries), self.scale, out=q)
-        k.copy_(paired(found.keys))
-        v.copy_(found.values)
-        return own_scores(q, k)
 
     def kept(self, keys: Tensor) -> Tensor:
         """Keys [..., D] of the module as they are kept here."""
@@ -214,11 +200,6 @@ class GroupedAttention:
     def finish(self, taken: Tensor) -> Tensor:
         """The layer's output [R, d] from what each head took [R, H, E]."""
         return self.out(taken.flatten(1))
-
-
-def own_scores(q: Tensor, k: Tensor) -> Tensor:
-    """The score [N, H] of each token's scaled query [N, H, D] with its own key [N, K, D]."""
-    return (q.unflatten(1, (k.shape[1], -1)) * k[:, :, None]).sum(dim=-1).flatten(1)
 
 
 class LatentAttention:
@@ -257,12 +238,8 @@ class LatentAttention:
         by_head = self.out.weight.unflatten(1, (self.num_q, -1)).transpose(0, 1)  # [H, d, E]
         return (by_head @ self.to_values).transpose(0, 1).flatten(1)
 
-    def queries(self, x: Tensor, turns: Tensor, place: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Queries [R, H, C + D] and what is kept of the token: latent and rotated key [R, 1, C + D].
-
-        There is no place to write them to.
-        """
-        assert place is None
+    def queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries [R, H, C + D] and what is kept of the token: latent and rotated key [R, 1, C + D]."""
         q, content, key = self.product(x).split(self.sizes, dim=-1)
         if self.second is not None and self.q_norm is not None:
             q = self.second(self.q_norm(q))

@@ -63,7 +63,7 @@ def test_a_layer_writes_a_token_in_few_operations(prompt_length: int, most: int)
 
 
 def test_a_token_is_noted_in_few_operations() -> None:
-    """A layer writes down what it computed in six more: a copy is made only where nothing can be computed in place."""
+    """A copy of a layer's share and nothing else: the rest is computed in its place."""
     most = {True: 0, False: 0}
     for noted in most:
         of_layers = []
@@ -81,11 +81,11 @@ def test_a_token_is_noted_in_few_operations() -> None:
                     rows.step(torch.tensor([5, 6, 7]))
             of_layers.append(calls.names.total())
         most[noted] = of_layers[1] - of_layers[0]
-    assert most[False] < most[True] <= most[False] + 6
+    assert most[False] - 1 <= most[True] <= most[False] + 1
 
 
 def test_an_update_on_what_was_remembered_has_no_forward_pass_over_it() -> None:
-    """Of a layer, 3 times the products of its weights; with a memory 2 times, and output and gate once more."""
+    """Of a layer, 3 times the products of its weights; with a memory all but those of the last two once more."""
     model = model_of(2)
     torch.manual_seed(0)
     sampler = NativeSampler(model, tokenizer())
@@ -100,7 +100,7 @@ def test_an_update_on_what_was_remembered_has_no_forward_pass_over_it() -> None:
         with FlopCounterMode(display=False) as counter:
             score(model, rows.tokens, rows.loss_mask, 1.0, memory=memory).logprobs.sum().backward()
         costs.append(counter.get_total_flops())
-    assert costs[1] < 0.9 * costs[0]
+    assert costs[1] < 0.95 * costs[0]
 
 
 def flops(num_siblings: int, prompt_length: int, length: int) -> int:
