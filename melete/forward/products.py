@@ -26,7 +26,7 @@ LIBRARIES = ("blas", "onednn")
 LITTLE_MODEL = 2_000_000  # parameters, below which a call costs as much as is won, and oneDNN's programs take memory
 _ROWS_TOGETHER = 32  # a program for a number of rows is made in a third of a millisecond
 _MANY_OPERATIONS = 2**29  # multiplications of a product beside which a program of its own costs nothing
-_PROGRAMS = "256"  # that oneDNN keeps, of a fifth of a MiB each; by itself it keeps 1024
+_PROGRAMS = "64"  # that oneDNN keeps, of a fifth of a MiB each; by itself it keeps 1024
 _SMALL_WEIGHT = 2**18  # numbers; of 4 to 64 rows MKL's products take 0.6 to 0.8 of the time when they lie by column
 
 

@@ -21,7 +21,7 @@ from melete.forward.memory import Memory
 from melete.forward.products import by_onednn, weight_gradient
 from melete.forward.steps import gradient_of_unit, normed, unit_of
 from melete.forward.trunk import added_to_scores, rows_together_in, states
-from melete.forward.weights import Gated, GroupedAttention, Product, linear_layers
+from melete.forward.weights import Gated, GroupedAttention, LeanLayer, Product, linear_layers
 
 _NUM_WEIGHTS = 16  # that a layer has, biases among them
 
@@ -121,14 +121,21 @@ def _backward(
     recall: _Recall, number: int, grad: Tensor, asked: tuple[bool, ...]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Gradients of a layer's input [N, d] from that of its output, and of the weights that are asked for."""
-    layer, trained = recall.memory.model.layers[number], layers_of(recall.memory.model.trunk)[number]
-    attention, mlp = layer.attention, layer.mlp
-    assert isinstance(attention, GroupedAttention) and isinstance(mlp, Gated)
-    fields = recall.memory.fields
+    layer, fields = recall.memory.model.layers[number], recall.memory.fields
     state, taken = (field[number].index_select(0, recall.places) for field in (fields.states, fields.taken))
-    # the gate
-    between = attention.out(taken).add_(state)
-    unit, scale = unit_of(between, layer.between.eps)
+    # in two parts, so that what one has made is gone when the other begins
+    grad, of_second, of_gate = _of_gate(layer, state, taken, grad, asked)
+    grad, of_first, of_attention = _of_attention(recall, number, state, taken, grad, asked)
+    return grad, [of_first, of_second, *of_attention, *of_gate]
+
+
+def _of_gate(
+    layer: LeanLayer, state: Tensor, taken: Tensor, grad: Tensor, asked: tuple[bool, ...]
+) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+    """Gradients of what goes into the layer's second norm [N, d], of that norm, and of the gate's weights."""
+    mlp = layer.mlp
+    assert isinstance(mlp, Gated) and isinstance(layer.attention, GroupedAttention)
+    unit, scale = unit_of(layer.attention.out(taken).add_(state), layer.between.eps)
     x = unit * layer.between.weight
     gate, up = mlp.both(x).chunk(2, dim=-1)
     act = silu(gate)
@@ -139,21 +146,28 @@ def _backward(
     torch.ops.aten.silu_backward.grad_input(of_act.mul_(up), gate, grad_input=of_both[:, : gate.shape[1]])
     of_gates = _of_product(mlp.both, of_both, x, asked[10:14])
     of_x = _times(of_both, mlp.both)
-    of_second = torch.linalg.vecdot(of_x, unit, dim=0) if asked[1] else None
-    grad = gradient_of_unit(of_x.mul_(layer.between.weight), unit, scale).add_(grad)
-    # attention
-    of_out = _of_product(attention.out, grad, taken, asked[8:10])
-    unit, scale = unit_of(state, layer.before.eps)
-    x = unit * layer.before.weight
-    of_heads = _of_attention(recall, number, attention, x, taken, _times(grad, attention.out)).flatten(1)
-    of_inputs = _of_inputs(attention, of_heads, x, asked[2:8], trained.self_attn.scaling)
-    of_x = _times(of_heads, attention.product)
-    of_first = torch.linalg.vecdot(of_x, unit, dim=0) if asked[0] else None
-    grad = gradient_of_unit(of_x.mul_(layer.before.weight), unit, scale).add_(grad)
-    return grad, [of_first, of_second, *of_inputs, *of_out, *of_gates, *of_down]
+    of_norm = torch.linalg.vecdot(of_x, unit, dim=0) if asked[1] else None
+    return gradient_of_unit(of_x.mul_(layer.between.weight), unit, scale).add_(grad), of_norm, [*of_gates, *of_down]
 
 
 def _of_attention(
+    recall: _Recall, number: int, state: Tensor, taken: Tensor, grad: Tensor, asked: tuple[bool, ...]
+) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+    """Gradients of the layer's input [N, d], of its first norm, and of the weights of attention."""
+    layer, trained = recall.memory.model.layers[number], layers_of(recall.memory.model.trunk)[number]
+    attention = layer.attention
+    assert isinstance(attention, GroupedAttention)
+    of_out = _of_product(attention.out, grad, taken, asked[8:10])
+    unit, scale = unit_of(state, layer.before.eps)
+    x = unit * layer.before.weight
+    of_heads = _of_heads(recall, number, attention, x, taken, _times(grad, attention.out)).flatten(1)
+    of_inputs = _of_inputs(attention, of_heads, x, asked[2:8], trained.self_attn.scaling)
+    of_x = _times(of_heads, attention.product)
+    of_norm = torch.linalg.vecdot(of_x, unit, dim=0) if asked[0] else None
+    return gradient_of_unit(of_x.mul_(layer.before.weight), unit, scale).add_(grad), of_norm, [*of_inputs, *of_out]
+
+
+def _of_heads(
     recall: _Recall, number: int, attention: GroupedAttention, x: Tensor, taken: Tensor, of_taken: Tensor
 ) -> Tensor:
     """Gradients [N, H + 2 K, D] of queries, keys and values before they were rotated, which are made of x [N, d]."""
