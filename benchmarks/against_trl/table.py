@@ -37,6 +37,10 @@ class Case:
     def middle(self, side: str, value: Callable[[Row], float]) -> float:
         return median(value(row) for row in self.steps[side].values())
 
+    def peak(self, side: str) -> float:
+        """The most memory of all steps, in MiB."""
+        return max(row["peak_mb"] for row in self.steps[side].values())
+
 
 def of(name: str) -> Callable[[Row], float]:
     return lambda row: row[name]
@@ -89,7 +93,7 @@ def _ratios(cases: Sequence[Case]) -> str:
     ]
     lines = []
     for case in cases:
-        memory = case.ratio(of("peak_mb"), "melete", "trl")
+        memory = case.peak("melete") / case.peak("trl") if "trl" in case.steps else None
         above = case.ratio(of("step_seconds"), "melete", "floor")
         batching = case.ratio(of("step_seconds"), "trl_batching")
         lines.append(
@@ -128,7 +132,7 @@ def _seconds(cases: Sequence[Case]) -> str:
                 continue
             tokens = case.middle(side, of("completion_tokens"))
             speed = case.middle(side, lambda row: 1 / per_token(row))
-            peak = max(row["peak_mb"] for row in case.steps[side].values())
+            peak = case.peak(side)
             held = next(iter(case.steps[side].values())).get("loaded_mb", 0.0)
             lines.append([*named, f"{tokens:,.0f}", f"{speed:,.0f}", f"{peak:,.0f}", f"{held:,.0f}"])
         lines += [[*case.title.split(" | "), SIDES.get(side, side), why] for side, why in case.failed.items()]
