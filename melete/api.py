@@ -139,7 +139,7 @@ def _run_told(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prepare() -> None:
     if "torch" not in sys.modules:  # later it has counted its threads
-        from melete.threads import prepare_threads
+        from melete.machine.threads import prepare_threads
 
         prepare_threads()
 

@@ -24,7 +24,7 @@ from melete.cli_serve import add_serve_commands
 from melete.cli_stages import add_stage_commands
 from melete.cli_watch import watch
 from melete.errors import RecipeError
-from melete.threads import prepare_threads
+from melete.machine.threads import prepare_threads
 
 if TYPE_CHECKING:
     from melete.tasks.base import Task

@@ -144,7 +144,7 @@ def _sample(
     if data.exists():
         typer.echo(f"{data} is there and is used; delete it to write other answers")
         return
-    from melete.threads import prepare_threads
+    from melete.machine.threads import prepare_threads
 
     prepare_threads()
     from melete.labelling.sample import sample_answers

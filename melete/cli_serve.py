@@ -43,7 +43,7 @@ def chat(
         _check(device, dtype)
         if top_p == 0:
             raise RecipeError("--top-p must be more than 0", remedy="1 draws among all tokens")
-        from melete.threads import prepare_threads
+        from melete.machine.threads import prepare_threads
 
         prepare_threads()
         from melete.serving.load import load_engine, served_names
@@ -91,7 +91,7 @@ def serve(
 
         for module in ("fastapi", "uvicorn"):
             require(module, extra="serve")
-        from melete.threads import prepare_threads
+        from melete.machine.threads import prepare_threads
         from melete.web.listen import refuse_open_host, token_from
 
         secret = token_from(token)

@@ -18,8 +18,8 @@ import typer
 from melete.cli_errors import plain_errors
 from melete.cli_perform import closing_lines, perform
 from melete.errors import RecipeError
+from melete.machine.threads import prepare_threads
 from melete.one_stage import COMMANDS, Command, recipe_tables
-from melete.threads import prepare_threads
 
 if TYPE_CHECKING:
     from rich.console import Console

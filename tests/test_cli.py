@@ -14,12 +14,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from melete import processor
 from melete.cli import app, plain_errors
 from melete.config import bundled_recipes
 from melete.errors import ModelError, RecipeError
+from melete.machine import processor
+from melete.machine.threads import num_threads, prepare_threads, threads_for
 from melete.tasks import make_task
-from melete.threads import num_threads, prepare_threads, threads_for
 
 
 @pytest.fixture(autouse=True)

@@ -30,8 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "suggest": set(),
     "imports": {"errors"},
     "sandbox": LEAVES,
-    "threads": {"errors"},
-    "forks": set(),
+    # what the machine has, and how its cores and memory are used
+    "machine": {"errors"},
     "functional": set(),
     "parts": set(),
     "batch": LEAVES | {"functional", "parts"},
@@ -47,10 +47,10 @@ ALLOWED: dict[str, set[str]] = {
     # a model that is loaded multiplies as the machine does it best
     "models": LEAVES | CORE | CONTENT | {"runs.atomic", "forward.products"},
     # known architectures, computed with less: for whoever writes tokens and whoever scores them
-    "forward": LEAVES,
-    "sampling": LEAVES | CORE | CONTENT | {"forward", "forks", "threads"},
+    "forward": LEAVES | {"machine"},
+    "sampling": LEAVES | CORE | CONTENT | {"forward", "machine"},
     # an adapter switched off is the reference
-    "learning": LEAVES | CORE | CONTENT | {"models.adapters", "forward", "threads"},
+    "learning": LEAVES | CORE | CONTENT | {"models.adapters", "forward", "machine"},
     "runs": LEAVES,
     "evaluation": LEAVES | CONTENT | {"runs", "sampling.protocol", "sampling.keys"},
     # loops see samplers and learners through their protocols only; pretraining balances its own routers
@@ -70,29 +70,29 @@ ALLOWED: dict[str, set[str]] = {
     "recipe_lines": set(),
     "config": LEAVES | {"schema", "recipe_checks", "recipe_graph", "recipe_names", "recipe_lines"},
     "stages": BELOW_STAGES
-    | {"schema", "config", "recipe_checks", "recipe_graph", "states", "live", "threads", "health", "claims"},
+    | {"schema", "config", "recipe_checks", "recipe_graph", "states", "live", "machine", "health", "claims"},
     # what is done is told without torch, so it sees where models lie and not how they are loaded
     "states": LEAVES | {"schema", "recipe_graph", "runs", "models.places"},
     # what a run will take: it works with models for a moment, as a stage would
-    "planning": BELOW_STAGES | {"schema", "config", "recipe_graph", "threads"},
+    "planning": BELOW_STAGES | {"schema", "config", "recipe_graph", "machine"},
     "pipeline": BELOW_STAGES | {"schema", "states", "stages", "live", "report"},
     "web": LEAVES,
     # a model that is asked, by people and by programs
-    "serving": LEAVES | {"text", "sampling", "models", "forward", "threads", "web"},
+    "serving": LEAVES | {"text", "sampling", "models", "forward", "machine", "web"},
     # what people prefer, on a page; the answers that they judge may be written first
     "labelling": LEAVES | {"web", "datasets", "runs.atomic", "tasks", "models", "sampling", "loops.rl_rollouts"},
-    "cli_label": LEAVES | {"cli_errors", "threads", "labelling", "web"},
+    "cli_label": LEAVES | {"cli_errors", "machine", "labelling", "web"},
     # reads what a run writes, and changes nothing
     "watching": LEAVES | {"web", "runs.directory", "health"},
     "cli_watch": LEAVES | {"cli_errors", "watching", "web"},
-    "cli_serve": LEAVES | {"cli_errors", "threads", "serving", "web"},
+    "cli_serve": LEAVES | {"cli_errors", "machine", "serving", "web"},
     "cli": LEAVES
-    | {"schema", "config", "pipeline", "states", "live", "report", "threads", "algorithms", "tasks", "rewards"}
+    | {"schema", "config", "pipeline", "states", "live", "report", "machine", "algorithms", "tasks", "rewards"}
     | {"planning", "cli_errors", "cli_perform", "cli_stages", "cli_runs", "cli_models", "cli_data"}
     | {"cli_serve", "cli_label", "cli_watch", "cli_doctor"},
     # what is well and what is broken, told by those who know
     "doctor": LEAVES
-    | {"schema", "config", "states", "runs", "health", "planning", "sandbox", "threads", "models.places"},
+    | {"schema", "config", "states", "runs", "health", "planning", "sandbox", "machine", "models.places"},
     "cli_doctor": LEAVES | {"cli_errors", "doctor", "live", "runs.atomic"},
     "cli_models": LEAVES | {"cli_errors", "models"},
     "cli_data": LEAVES | {"cli_errors", "datasets", "models", "tasks"},
@@ -103,11 +103,11 @@ ALLOWED: dict[str, set[str]] = {
     "recipe_page": LEAVES | {"schema", "one_stage", "recipe_settings"},
     "cli_perform": LEAVES | {"runs.trackers", "schema", "states", "planning", "live", "pipeline"},
     "cli_options": LEAVES | {"schema", "config", "one_stage", "recipe_checks", "recipe_settings"},
-    "cli_stages": LEAVES | {"runs.atomic", "threads", "one_stage", "cli_errors", "cli_perform", "cli_options"},
+    "cli_stages": LEAVES | {"runs.atomic", "machine", "one_stage", "cli_errors", "cli_perform", "cli_options"},
     "results": LEAVES | {"runs", "models"},
     "api_settings": {"results"},
     "api": LEAVES
-    | {"schema", "config", "runs.atomic", "threads", "one_stage", "cli_perform", "results", "api_settings"},
+    | {"schema", "config", "runs.atomic", "machine", "one_stage", "cli_perform", "results", "api_settings"},
     "cli_runs": LEAVES | {"cli_errors", "runs", "live", "evaluation.again", "models", "tasks", "planning.graph"},
 }
 NO_TORCH = (
@@ -117,7 +117,7 @@ NO_TORCH = (
     "config",
     "schema",
     "suggest",
-    "threads",
+    "machine.threads",
     "states",
     "algorithms",
     "cli",

@@ -21,12 +21,12 @@ from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
 from melete.loops import rl
 from melete.loops.rl_rollouts import SampleSettings
+from melete.machine.threads import prepare_threads
 from melete.models.load import load_model, load_tokenizer
 from melete.models.moe import RouterBalancer
 from melete.rewards.grade import RewardPart
 from melete.sampling.native import NativeSampler
 from melete.stages.context import fit_threads
-from melete.threads import prepare_threads
 from melete.types import Message, Problem, Rollout, SamplingSettings
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.against_trl.workloads import Spec
-from melete.threads import OURS, prepare_threads
+from melete.machine.threads import OURS, prepare_threads
 
 ROOT = Path(__file__).parents[2]
 MODULES = {"melete": "melete_step", "trl": "trl_step", "trl_batching": "trl_step", "floor": "floor"}

@@ -13,11 +13,11 @@ from pathlib import Path
 from melete.doctor.extras import installed, look_at_libraries
 from melete.doctor.lines import GIB, Line, size
 from melete.errors import RecipeError
+from melete.machine.threads import num_threads, usable_cores
 from melete.models.places import cache_directory
 from melete.planning.machine import Machine, free_disk, free_memory
 from melete.runs.artefacts import code_version
 from melete.sandbox import EXECUTORS, INSTALL, unavailable
-from melete.threads import num_threads, usable_cores
 
 OLDEST_PYTHON = (3, 11)
 LITTLE_MEMORY, LITTLE_DISK, NO_DISK = 2 * GIB, 2 * GIB, GIB // 8

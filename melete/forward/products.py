@@ -1,4 +1,4 @@
-"""Products of matrices on a CPU, by the faster of the two libraries that torch carries.
+"""Products of matrices on a CPU, by the library that is fast on this processor.
 
 torch leaves products in fp32 to MKL, whose kernels of 512 bits run on Intel's processors alone. On another processor
 that has such instructions oneDNN, which torch carries too, takes less than half of the time (LOG.md). Which library it
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from melete.errors import RecipeError
-from melete.processor import vendor
+from melete.machine.processor import vendor
 
 _Module = TypeVar("_Module", bound=nn.Module)
 CHOICE = "MELETE_PRODUCTS"
@@ -96,7 +96,7 @@ def batched(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     """x [N, m, k] times y [N, k, n], written to `out` [N, m, n] if there is one; without gradients.
 
     Where MKL is slow, numpy's OpenBLAS takes half of its time for few rows, unless they meet columns that lie apart. It
-    has one thread (`threads.py`).
+    has one thread (`machine/threads.py`).
     """
     if not (_is_for_numpy(x) and (y.stride(2) == 1 or x.shape[1] == 1)):
         return torch.bmm(x, y) if out is None else torch.bmm(x, y, out=out)

@@ -17,8 +17,8 @@ from melete.forward.recall import recalled_states_at
 from melete.forward.trunk import states_at
 from melete.functional.logprobs import entropy_at, logprobs_and_entropy_at, logprobs_at
 from melete.learning.packing import packed, states_of
+from melete.machine.threads import in_lanes, num_lanes
 from melete.parts import beginnings, row_parts
-from melete.threads import in_lanes, num_lanes
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from melete.errors import TrainingError
 from melete.learning.optimizer import OptimizerSettings, lr_at, make_optimizer
-from melete.threads import in_lanes, num_lanes
+from melete.machine.threads import in_lanes, num_lanes
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from melete.threads import num_threads, usable_cores
+from melete.machine.threads import num_threads, usable_cores
 
 
 @dataclass(frozen=True, slots=True)

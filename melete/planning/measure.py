@@ -24,6 +24,7 @@ from melete.datasets.formats import words_of
 from melete.errors import RecipeError
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
+from melete.machine.threads import threads_for
 from melete.models.load import load_model, load_tokenizer
 from melete.models.moe import RouterBalancer
 from melete.models.tiny import tiny_model
@@ -34,7 +35,6 @@ from melete.sampling.native import NativeSampler
 from melete.tasks import make_task
 from melete.tasks.base import Task, reading_for, waits
 from melete.text.chat import decode_completion, opens_thought, pad_token, prompt_tokens
-from melete.threads import threads_for
 from melete.types import Completion, Demonstration, Problem, Rollout, SampleRequest, SamplingSettings
 
 SECONDS_OF_WRITING = 2.0  # what completions may take to be written, and learning to be timed

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from melete.forks import Fork, Work
+from melete.machine.forks import Fork, Work
 from melete.sampling.shared_weights import SharedWeights
 
 

@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from melete.forks import Fork, Tell, Work, can_fork
 from melete.forward.memory import Memory
 from melete.forward.notes import Notes
 from melete.forward.rows import Prompts, Rows, lean_model
 from melete.forward.static_rows import StaticRows, can_be_static
+from melete.machine.forks import Fork, Tell, Work, can_fork
+from melete.machine.threads import in_lanes, num_lanes
 from melete.sampling.copies import Copies
 from melete.sampling.drawing import draw
 from melete.sampling.keys import uniforms
 from melete.sampling.protocol import OnCompletion
 from melete.sampling.rows import CachedRows, WrittenRows
 from melete.sampling.shared_weights import SharedWeights
-from melete.threads import in_lanes, num_lanes
 from melete.types import Completion, FinishReason, SampleRequest, SamplingSettings
 
 PARAMETERS_OF_THREADS = 2_000_000  # of a smaller model two threads wait for Python longer than for products

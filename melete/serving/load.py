@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from melete.machine.threads import threads_for
 from melete.models.load import Device, DType, load_model, load_tokenizer, refuse_mismatch
 from melete.serving.engine import Engine
-from melete.threads import threads_for
 
 MAX_ROWS, MAX_WAITING = 32, 128
 

@@ -11,11 +11,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from melete.live import View
+from melete.machine.threads import num_threads, threads_for, usable_cores
 from melete.models.adapters import LoRA, add_adapter, has_adapter, merge_adapter, save_adapter
 from melete.models.load import load_model, load_tokenizer, refuse_mismatch, refuse_too_large_to_train, save_model
 from melete.runs.directory import RunDirectory
 from melete.schema import Recipe, TrainingStage
-from melete.threads import num_threads, threads_for, usable_cores
 
 
 class Interrupted(KeyboardInterrupt):

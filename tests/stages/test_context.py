@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from melete import threads
+from melete.machine import threads
 from melete.stages.context import fit_threads
 
 

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from melete.allocator import give_back
+from melete.machine.allocator import give_back
 
 Tell = Callable[[Any], None]
 Work = Callable[[Any, Tell], None]  # a job, and who is told what comes of it

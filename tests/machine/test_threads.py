@@ -17,14 +17,14 @@ from torch import nn
 
 from melete.algorithms import resolve
 from melete.batch import demonstrations
-from melete.forks import Fork, Tell, Work
 from melete.learning import scoring, updater
 from melete.learning.local import LocalLearner
 from melete.learning.optimizer import OptimizerSettings
+from melete.machine.forks import Fork, Tell, Work
+from melete.machine.threads import in_lanes, num_lanes
 from melete.models.moe import RouterBalancer
 from melete.sampling import copies, native
 from melete.sampling.native import NativeSampler
-from melete.threads import in_lanes, num_lanes
 from melete.types import Completion, SamplingSettings
 
 
@@ -80,7 +80,7 @@ def test_the_first_error_ends_it(num: int) -> None:
 
 
 def test_large_models_and_other_devices_have_one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("melete.threads.usable_cores", lambda: 8)
+    monkeypatch.setattr("melete.machine.threads.usable_cores", lambda: 8)
     assert [num_lanes(1, "cpu", {}), num_lanes(2, "cpu", {}), num_lanes(1, "cuda", {})] == [4, 1, 1]
     assert num_lanes(1, "cpu", {"OMP_NUM_THREADS": "1"}) == 1
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from melete import processor
-from melete.allocator import settle
 from melete.errors import RecipeError
+from melete.machine import processor
+from melete.machine.allocator import settle
 
 MAX_DEFAULT_THREADS = 4
 _Item = TypeVar("_Item")

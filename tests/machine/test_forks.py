@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from melete import forks
-from melete.forks import Fork, Tell, Work, can_fork
+from melete.machine import forks
+from melete.machine.forks import Fork, Tell, Work, can_fork
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies are made on Linux only")
 
@@ -165,7 +165,7 @@ def test_a_copy_does_not_end_its_siblings(fork: Make) -> None:
 
 def test_a_copy_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
-        "import time, sys; from melete.forks import Fork\n"
+        "import time, sys; from melete.machine.forks import Fork\n"
         "copy = Fork(lambda job, tell: None); print(copy._pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
