@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,23 +58,37 @@ class Grid:
 class Bucket:
     """Rows of similar length, whose attention is one product: what is padded in it is little.
 
-    `mask` [R, 1, W, L + W] tells which of the L places of its beginning and of its own W places a token may look at.
+    The beginnings of its rows have up to `width` tokens: none, if its rows share nothing with others.
     """
 
     grid: Grid
     beginning_of: Tensor  # [R]
-    mask: Tensor
+    starts: Tensor  # [R] lengths of the beginnings
+    width: int
+
+    def mask(self) -> Tensor | None:
+        """[R, 1, W, L + W]: which of the L places of its beginning and of its own W places a token may look at.
+
+        None if each looks at all up to itself. Of row b those are its beginning's `starts[b]` tokens, and its own.
+        """
+        if not self.width:
+            return None
+        device, size = self.starts.device, self.grid.width
+        own = torch.ones(size, size, dtype=torch.bool, device=device).tril().expand(len(self.starts), -1, -1)
+        begun = torch.arange(self.width, device=device) < self.starts[:, None]
+        return torch.cat([begun[:, None].expand(-1, size, -1), own], dim=2)[:, None]
 
     def to(self, device: torch.device) -> Bucket:
         """The same on another device."""
-        return Bucket(self.grid.to(device), self.beginning_of.to(device), self.mask.to(device))
+        return Bucket(self.grid.to(device), self.beginning_of.to(device), self.starts.to(device), self.width)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """P different beginnings, then what is left of each of B rows, bucket by bucket: N tokens, M of them asked for.
 
-    Rows with the same beginning share it, so it is computed once. The last `num_idle` tokens belong to no row, and no
+    Rows with the same beginning share it, so it is computed once; a row that is alone with its own may be left whole,
+    with a beginning of no tokens. The last `num_idle` tokens belong to no row, and no
     token looks at them: they round N up, so that products meet few different numbers of rows.
     """
 
@@ -81,7 +96,6 @@ class Layout:
     positions: Tensor  # [N]
     counts: Tensor  # [N], how many rows a token belongs to
     beginnings: Grid
-    causal: Tensor  # [1, 1, L, L]
     rests: tuple[Bucket, ...]
     wanted: Tensor  # [M] numbers of flat tokens, in the order of the rows; a shared one may come several times
     num_idle: int
@@ -89,10 +103,11 @@ class Layout:
     rows: tuple[tuple[int, ...], ...]  # the rests, each with its beginning, bucket by bucket
 
     @classmethod
-    def of(cls, tokens: Tensor, where: Tensor, *, multiple: int = 1) -> Layout:
+    def of(cls, tokens: Tensor, where: Tensor, *, multiple: int = 1, parts_all: bool = False) -> Layout:
         """For rows [B, T] whose states are asked for where `where` [B, T] is True; N is a multiple of `multiple`.
 
-        A row begins with its tokens up to the first that is asked for, and ends with the last that is.
+        A row begins with its tokens up to the first that is asked for, and ends with the last that is. With `parts_all`
+        it is parted there even if no other row begins so.
         """
         device = tokens.device
         rows, asked = tokens.cpu(), where.cpu()
@@ -100,15 +115,18 @@ class Layout:
         has_any = asked.any(dim=1)
         first = torch.where(has_any, asked.int().argmax(dim=1), -1)
         ends = (torch.where(has_any, (asked * columns).amax(dim=1), -1) + 1).tolist()
-        begins = (first + 1).tolist()
         texts = rows.tolist()
+        begun = [tuple(text[:begin]) for text, begin in zip(texts, (first + 1).tolist(), strict=True)]
+        num_begun = Counter(begun)
+        begun = [text if parts_all or num_begun[text] > 1 else () for text in begun]
+        begins = [len(text) for text in begun]
         numbers: dict[tuple[int, ...], int] = {}
-        beginning_of = [
-            numbers.setdefault(tuple(text[:begin]), len(numbers)) for text, begin in zip(texts, begins, strict=True)
-        ]
+        beginning_of = [numbers.setdefault(text, len(numbers)) for text in begun]
         beginnings, of = Grid.of(_lengths(list(numbers))), torch.tensor(beginning_of, dtype=torch.long)
         rests = [text[begin:end] for text, begin, end in zip(texts, begins, ends, strict=True)]
-        buckets = buckets_of([len(rest) for rest in rests], beginnings.width)
+        shared = [len(rest) if begin else 0 for rest, begin in zip(rests, begins, strict=True)]
+        whole = [0 if begin else len(rest) for rest, begin in zip(rests, begins, strict=True)]
+        buckets = [*buckets_of(shared, beginnings.width), *buckets_of(whole, 0)]
         in_order = [row for bucket in buckets for row in bucket]
         lengths = _lengths([rests[row] for row in in_order])
         num_beginning = int(beginnings.lengths.sum())
@@ -131,7 +149,6 @@ class Layout:
             positions=torch.cat([positions, idle]),
             counts=torch.cat(counts),
             beginnings=beginnings,
-            causal=torch.ones(beginnings.width, beginnings.width, dtype=torch.bool).tril()[None, None],
             rests=tuple(_bucket([rests[row] for row in bucket], of[bucket], starts[bucket]) for bucket in buckets),
             wanted=torch.where(column < starts[row], in_beginning, offsets[row] + column - starts[row]),
             num_idle=num_idle,
@@ -147,12 +164,51 @@ class Layout:
             self.positions.to(device),
             self.counts.to(device),
             self.beginnings.to(device),
-            self.causal.to(device),
             tuple(bucket.to(device) for bucket in self.rests),
             self.wanted.to(device),
             self.num_idle,
             self.texts,
             self.rows,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """The beginnings and rests of a layout, its first M tokens, as S sequences for a kernel that wants no padding.
+
+    Each sees so many tokens, the last of which are its own; a token looks at those up to itself.
+    """
+
+    ends: Tensor  # [S + 1] int32, from 0: where each ends among the M tokens
+    seen_ends: Tensor  # [S + 1] int32, from 0: where what each sees ends in `seen`
+    seen: Tensor | None  # numbers of tokens, sequence by sequence; None if each sees its own alone
+    num_tokens: int
+    longest: int
+    most_seen: int
+
+    @classmethod
+    def of(cls, layout: Layout) -> Sequences:
+        """On the device of the layout."""
+        beginnings = layout.beginnings.lengths.cpu()
+        own = torch.cat([beginnings, *(bucket.grid.lengths.cpu() for bucket in layout.rests)])
+        # the beginning of each sequence, of a length and with a first token: none for the beginnings themselves
+        of = torch.cat([beginnings.new_empty(0), *(bucket.beginning_of.cpu() for bucket in layout.rests)])
+        nothing = torch.zeros_like(beginnings)
+        begun = torch.cat([nothing, beginnings[of]])
+        first_begun = torch.cat([nothing, (beginnings.cumsum(0) - beginnings)[of]])
+        lengths = torch.stack([begun, own], dim=1).flatten()
+        firsts = torch.stack([first_begun, own.cumsum(0) - own], dim=1).flatten()
+        within = torch.arange(int(lengths.sum())) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+        seen = torch.repeat_interleave(firsts, lengths) + within if int(begun.sum()) else None
+        is_there = own > 0
+        device = layout.tokens.device
+        return cls(
+            ends=_ends(own[is_there]).to(device),
+            seen_ends=_ends((begun + own)[is_there]).to(device),
+            seen=None if seen is None else seen.to(device),
+            num_tokens=int(own.sum()),
+            longest=int(own.max()),
+            most_seen=int((begun + own).max()),
         )
 
 
@@ -178,15 +234,12 @@ def buckets_of(lengths: Sequence[int], beginning: int) -> list[list[int]]:
 
 def _bucket(rests: Sequence[Sequence[int]], beginning_of: Tensor, starts: Tensor) -> Bucket:
     grid = Grid.of(_lengths(rests))
-    return Bucket(grid, beginning_of, _mask(starts, int(starts.max()), grid.width))
+    return Bucket(grid, beginning_of, starts, int(starts.max()))
+
+
+def _ends(lengths: Tensor) -> Tensor:
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
 
 
 def _lengths(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([len(row) for row in rows], dtype=torch.long)
-
-
-def _mask(starts: Tensor, beginning_width: int, rest_width: int) -> Tensor:
-    """Of row b: all of its beginning's `starts[b]` tokens, and its own up to itself [B, 1, W, L + W]."""
-    own = torch.ones(rest_width, rest_width, dtype=torch.bool).tril().expand(len(starts), -1, -1)
-    begun = (torch.arange(beginning_width) < starts[:, None])[:, None].expand(-1, rest_width, -1)
-    return torch.cat([begun, own], dim=2)[:, None]

@@ -16,11 +16,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from melete.forward.architectures import layers_of, own_scores, pair_rotations, unpaired
-from melete.forward.layout import Grid, Layout
+from melete.forward.attention import added_to_scores
+from melete.forward.layout import Bucket, Grid, Layout
 from melete.forward.memory import Memory
 from melete.forward.products import by_onednn, weight_gradient
 from melete.forward.steps import gradient_of_unit, normed, unit_of
-from melete.forward.trunk import added_to_scores, rows_together_in, states
+from melete.forward.trunk import rows_together_in, states
 from melete.forward.weights import Gated, GroupedAttention, LeanLayer, Product, linear_layers
 
 _NUM_WEIGHTS = 16  # that a layer has, biases among them
@@ -28,7 +29,7 @@ _NUM_WEIGHTS = 16  # that a layer has, biases among them
 
 def recalled_states_at(trunk: Any, tokens: Tensor, where: Tensor, memory: Memory) -> Tensor:
     """What `states_at` gives, by a forward pass only where the memory does not know all of the rows."""
-    layout = Layout.of(tokens, where, multiple=rows_together_in(trunk))
+    layout = Layout.of(tokens, where, multiple=rows_together_in(trunk), parts_all=True)
     places = memory.find(layout)
     if not places:
         return states(trunk, layout)
@@ -50,13 +51,13 @@ class _Padded(NamedTuple):
     grid: Grid
     part: slice  # of the tokens
     is_empty: Tensor | None  # [R, W, 1]; None where no place is empty
-    bias: Tensor  # [1 or R, 1, W, L + W]
+    bias: Tensor | None  # [R, 1, W, L + W]; None if each looks at those up to itself
 
     @classmethod
-    def of(cls, grid: Grid, start: int, mask: Tensor) -> _Padded:
+    def of(cls, grid: Grid, start: int, mask: Tensor | None) -> _Padded:
         part = slice(start, start + len(grid.places))
         is_empty = None if grid.is_full else (torch.arange(grid.width) >= grid.lengths[:, None])[:, :, None]
-        return cls(grid, part, is_empty, added_to_scores(mask))
+        return cls(grid, part, is_empty, None if mask is None else added_to_scores(mask))
 
     def read(self, flat: Tensor) -> Tensor:
         """What tokens have [N, ...]: [R, W, ...]; at an empty place some other token's."""
@@ -83,16 +84,16 @@ class _Recall(NamedTuple):
     places: Tensor  # [N] in the memory; idle tokens have any
     turns: Tensor  # [N, 1, D / 2, 2]
     beginnings: _Padded
-    rests: list[tuple[_Padded, Tensor]]  # with the beginnings of their rows
+    rests: list[tuple[_Padded, Bucket]]
 
     @classmethod
     def of(cls, memory: Memory, layout: Layout, found: list[int], turns: Tensor) -> _Recall:
         places = torch.tensor(found + [0] * layout.num_idle)
-        beginnings = _Padded.of(layout.beginnings, 0, layout.causal)
-        rests: list[tuple[_Padded, Tensor]] = []
+        beginnings = _Padded.of(layout.beginnings, 0, None)
+        rests: list[tuple[_Padded, Bucket]] = []
         start = beginnings.part.stop
         for bucket in layout.rests:
-            rests.append((_Padded.of(bucket.grid, start, bucket.mask), bucket.beginning_of))
+            rests.append((_Padded.of(bucket.grid, start, bucket.mask()), bucket))
             start = rests[-1][0].part.stop
         return cls(memory, layout, places, turns, beginnings, rests)
 
@@ -189,9 +190,8 @@ def _of_heads(
     begun = heads[:, :, num_q:]  # [P, L, 2 K, D]
     of_q, of_k, of_v = backward(first, heads, begun)
     of_begun = torch.cat([of_k, of_v], dim=2)
-    for rows, beginning_of in recall.rests:
-        own = rows.read(all_heads)
-        width = rows.bias.shape[-1] - rows.grid.width
+    for rows, bucket in recall.rests:
+        own, beginning_of, width = rows.read(all_heads), bucket.beginning_of, bucket.width
         seen = torch.cat([begun[:, :width].index_select(0, beginning_of), own[:, :, num_q:]], dim=1)
         of_own, of_k, of_v = backward(rows, own, seen)
         rows.write(torch.cat([of_own, of_k[:, width:], of_v[:, width:]], dim=2), of_heads)
@@ -209,7 +209,7 @@ def _turn(heads: Tensor, turns: Tensor, *, back: bool = False) -> None:
 
 
 def _of_fused(
-    q: Tensor, seen: Tensor, out: Tensor, of_out: Tensor, sums: Tensor, bias: Tensor
+    q: Tensor, seen: Tensor, out: Tensor, of_out: Tensor, sums: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The backward pass of torch's fused attention.
 
@@ -223,7 +223,7 @@ def _of_fused(
         k, v = (states.repeat_interleave(group, dim=2) for states in (k, v))
     of_out, q, k, v, out, sums = (stream.transpose(1, 2) for stream in (of_out, q, k, v, out, sums))
     found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        of_out, q, k, v, out, sums, 0.0, False, attn_mask=bias, scale=1.0
+        of_out, q, k, v, out, sums, 0.0, bias is None, attn_mask=bias, scale=1.0
     )
     of_q, of_k, of_v = (part.transpose(1, 2) for part in found)
     if group > 1:

@@ -23,10 +23,10 @@ from melete.forward.architectures import (
     pair_rotations,
     rotations,
 )
+from melete.forward.attention import attend, attend_and_sum
 from melete.forward.layout import Grid
 from melete.forward.notes import Notes
 from melete.forward.products import batched, is_quick
-from melete.forward.trunk import attend, attend_and_sum
 from melete.forward.weights import GroupedAttention, LatentAttention, LeanLayer, Norm, Product, can_be_joined
 from melete.forward.written import Written
 
@@ -96,7 +96,6 @@ class Prompts:
         trunk, device = model.trunk, model.trunk.embed_tokens.weight.device
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         grid = Grid.of(self.lengths)
-        causal = torch.ones(grid.width, grid.width, dtype=torch.bool, device=device).tril()[None, None]
         hidden = trunk.embed_tokens(torch.tensor([token for prompt in prompts for token in prompt], device=device))
         cos, sin = rotations(trunk, hidden, grid.places % grid.width)
         self.layers: list[Kept] = []
@@ -115,14 +114,14 @@ class Prompts:
             self.layers.append(kept)
             q, k, v = (grid.padded(part).transpose(1, 2) for part in found)
             if page and isinstance(lean.attention, GroupedAttention):
-                both = attend_and_sum(q, k, v, causal, attention.scaling)
+                both = attend_and_sum(q, k, v, attention.scaling)
                 taken, sums = (grid.flat(part.transpose(1, 2)) for part in both)
                 page.states[number].copy_(hidden)
                 page.taken[number].copy_(taken.flatten(1))
                 own = own_scores(found.queries, found.keys).mul_(attention.scaling)
                 page.shares[number].copy_(own.sub_(sums).exp_())
             else:
-                taken = grid.flat(attend(q, k, v, causal, attention.scaling).transpose(1, 2))
+                taken = grid.flat(attend(q, k, v, None, attention.scaling).transpose(1, 2))
             hidden = hidden + attention.o_proj(taken.flatten(1))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         if page:

@@ -13,8 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForC
 
 from melete.forward import products
 from melete.forward.architectures import knows
+from melete.forward.attention import SHORT
 from melete.forward.layout import Layout
-from melete.forward.trunk import SHORT, states, states_at
+from melete.forward.trunk import states, states_at
 from melete.models.moe import RouterBalancer
 
 
@@ -47,7 +48,7 @@ def test_states_and_gradients_are_those_of_the_plain_pass(
     kind: str, short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """I3: neither padding nor another row changes a row; in both ways of computing attention."""
-    monkeypatch.setattr("melete.forward.trunk.SHORT", short)
+    monkeypatch.setattr("melete.forward.attention.SHORT", short)
     model = KINDS[kind]()
     tokens, where = rows()
     lean, expected = states_at(model.base_model, tokens, where), plain(model, tokens, where)
