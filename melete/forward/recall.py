@@ -24,6 +24,8 @@ from melete.forward.steps import gradient_of_unit, normed, unit_of
 from melete.forward.trunk import rows_together_in, states
 from melete.forward.weights import Gated, GroupedAttention, LeanLayer, Product, linear_layers
 
+_QUERIES = 80  # of a row in one call: what they need not look at saves more than a further call costs
+_LONG = 64  # beginnings, whose gradients are added up row by row
 _NUM_WEIGHTS = 16  # that a layer has, biases among them
 
 
@@ -195,11 +197,20 @@ def _of_heads(
         seen = torch.cat([begun[:, :width].index_select(0, beginning_of), own[:, :, num_q:]], dim=1)
         of_own, of_k, of_v = backward(rows, own, seen)
         rows.write(torch.cat([of_own, of_k[:, width:], of_v[:, width:]], dim=2), of_heads)
-        of_begun[:, :width, :num_kv].index_add_(0, beginning_of, of_k[:, :width])
-        of_begun[:, :width, num_kv:].index_add_(0, beginning_of, of_v[:, :width])
+        _add_rows(of_begun[:, :width, :num_kv], beginning_of, of_k[:, :width])
+        _add_rows(of_begun[:, :width, num_kv:], beginning_of, of_v[:, :width])
     first.write(torch.cat([of_q, of_begun], dim=2), of_heads)
     _turn(of_heads[:, : num_q + num_kv], recall.turns, back=True)
     return of_heads
+
+
+def _add_rows(to: Tensor, numbers: Tensor, rows: Tensor) -> None:
+    """Adds rows [R, L, ...] to those with these numbers [R]."""
+    if rows.shape[1] < _LONG:
+        to.index_add_(0, numbers, rows)
+        return
+    for number, row in zip(numbers.tolist(), rows, strict=True):  # which one call would scatter number by number
+        to[number] += row
 
 
 def _turn(heads: Tensor, turns: Tensor, *, back: bool = False) -> None:
@@ -222,13 +233,40 @@ def _of_fused(
     if group > 1:
         k, v = (states.repeat_interleave(group, dim=2) for states in (k, v))
     of_out, q, k, v, out, sums = (stream.transpose(1, 2) for stream in (of_out, q, k, v, out, sums))
-    found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        of_out, q, k, v, out, sums, 0.0, bias is None, attn_mask=bias, scale=1.0
-    )
+    found = _of_parts(of_out, q, k, v, out, sums, bias) if bias is not None else _fused(of_out, q, k, v, out, sums)
     of_q, of_k, of_v = (part.transpose(1, 2) for part in found)
     if group > 1:
         of_k, of_v = (part.unflatten(2, (-1, group)).sum(dim=3) for part in (of_k, of_v))
     return of_q, of_k, of_v
+
+
+def _of_parts(
+    of_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for a part of the queries [R, H, W, D] at a time, without the keys that none of them may look at."""
+    num_queries, num_keys = bias.shape[2:]
+    size = -(-num_queries // max(num_queries // _QUERIES, 1))
+    of_q, of_k, of_v = torch.empty_like(q), None, None
+    for start in reversed(range(0, num_queries, size)):  # the last part looks at all keys
+        part, seen = slice(start, start + size), min(num_keys - num_queries + start + size, num_keys)
+        streams = (of_out[:, :, part], q[:, :, part], k[:, :, :seen], v[:, :, :seen], out[:, :, part], sums[:, :, part])
+        found = _fused(*streams, bias[:, :, part, :seen])
+        of_q[:, :, part] = found[0]
+        if of_k is None or of_v is None:
+            _, of_k, of_v = found
+        else:
+            of_k[:, :, :seen] += found[1]
+            of_v[:, :, :seen] += found[2]
+    assert of_k is not None and of_v is not None
+    return of_q, of_k, of_v
+
+
+def _fused(
+    of_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        of_out, q, k, v, out, sums, 0.0, bias is None, attn_mask=bias, scale=1.0
+    )
 
 
 def _times(grad: Tensor, product: Product) -> Tensor:

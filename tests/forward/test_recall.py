@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from melete.batch import TokenRows, masked_row
 from melete.forward import memory as memories
 from melete.forward import products, recall
+from melete.forward.attention import added_to_scores
+from melete.forward.layout import Bucket, Grid
 from melete.forward.memory import Memory
 from melete.forward.products import quickened
 from melete.learning.scoring import score
@@ -217,3 +219,37 @@ def test_of_models_whose_gradients_are_not_known_nothing_is_kept(make: Callable[
     with sampler.memory.opened():
         sampler.sample(REQUESTS, SamplingSettings(3))
     assert not sampler.memory.rows and not sampler.memory.is_current()
+
+
+def test_what_a_part_of_the_queries_may_not_look_at_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients of attention are those of one call, for three quarters of the work and less."""
+    torch.manual_seed(5)
+    num_queries, num_begun, starts = 250, 30, torch.tensor([30, 17])
+    bucket = Bucket(Grid.of(torch.tensor([250, 201])), torch.tensor([0, 1]), starts, num_begun)
+    mask = bucket.mask()
+    assert mask is not None
+    bias = added_to_scores(mask)
+    q, of_out = torch.randn(2, 2, 3, num_queries, 8).unbind()
+    k, v = torch.randn(2, 2, 3, num_begun + num_queries, 8).unbind()
+    out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=1.0)
+    expected = recall._fused(of_out, q, k, v, out, sums, bias)  # pyright: ignore[reportPrivateUsage]
+    fused, looked_at = recall._fused, 0  # pyright: ignore[reportPrivateUsage]
+
+    def counted(*streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nonlocal looked_at
+        looked_at += streams[1].shape[2] * streams[2].shape[2]
+        return fused(*streams)
+
+    monkeypatch.setattr(recall, "_fused", counted)
+    found = recall._of_parts(of_out, q, k, v, out, sums, bias)  # pyright: ignore[reportPrivateUsage]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert looked_at < 0.75 * num_queries * (num_begun + num_queries)
+
+
+def test_rows_are_added_to_where_they_belong_whatever_their_length() -> None:
+    torch.manual_seed(6)
+    numbers = torch.tensor([1, 0, 1])
+    for length in (5, 70):
+        rows, to = torch.randn(3, length, 2), torch.zeros(2, length, 2)
+        recall._add_rows(to, numbers, rows)  # pyright: ignore[reportPrivateUsage]
+        torch.testing.assert_close(to, torch.stack([rows[1], rows[0] + rows[2]]))
