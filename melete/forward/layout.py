@@ -39,6 +39,11 @@ class Grid:
     def is_full(self) -> bool:
         return len(self.places) == self.num_rows * self.width
 
+    @property
+    def is_there(self) -> Tensor:
+        """[R, W]: whether there is a token at a place."""
+        return torch.arange(self.width, device=self.lengths.device) < self.lengths[:, None]
+
     def padded(self, flat: Tensor) -> Tensor:
         """[N, ...] as [R, W, ...]; what stands at an empty place is some other token's and must not be looked at."""
         spread = flat if self.is_full else flat.index_select(0, self.slots)
@@ -88,8 +93,8 @@ class Layout:
     """P different beginnings, then what is left of each of B rows, bucket by bucket: N tokens, M of them asked for.
 
     Rows with the same beginning share it, so it is computed once; a row that is alone with its own may be left whole,
-    with a beginning of no tokens. The last `num_idle` tokens belong to no row, and no
-    token looks at them: they round N up, so that products meet few different numbers of rows.
+    with a beginning of no tokens. The last `num_idle` tokens belong to no row, and no token looks at them: they round N
+    up, so that products meet few different numbers of rows.
     """
 
     tokens: Tensor  # [N]

@@ -21,7 +21,7 @@ from melete.forward.layout import Bucket, Grid, Layout
 from melete.forward.memory import Memory
 from melete.forward.products import by_onednn, weight_gradient
 from melete.forward.steps import gradient_of_unit, normed, unit_of
-from melete.forward.trunk import rows_together_in, states
+from melete.forward.trunk import rows_together_in, states_at
 from melete.forward.weights import Gated, GroupedAttention, LeanLayer, Product, linear_layers
 
 _QUERIES = 80  # of a row in one call: what they need not look at saves more than a further call costs
@@ -30,11 +30,11 @@ _NUM_WEIGHTS = 16  # that a layer has, biases among them
 
 
 def recalled_states_at(trunk: Any, tokens: Tensor, where: Tensor, memory: Memory) -> Tensor:
-    """What `states_at` gives, by a forward pass only where the memory does not know all of the rows."""
+    """What `states_at` gives, which is asked only where the memory does not know all of the rows."""
     layout = Layout.of(tokens, where, multiple=rows_together_in(trunk), parts_all=True)
     places = memory.find(layout)
     if not places:
-        return states(trunk, layout)
+        return states_at(trunk, tokens, where)
     embedded = trunk.embed_tokens(layout.tokens)
     recall = _Recall.of(memory, layout, places, pair_rotations(trunk, embedded.detach(), layout.positions))
     weights = [weight for layer in layers_of(trunk) for weight in _weights_of(layer)]
@@ -58,7 +58,7 @@ class _Padded(NamedTuple):
     @classmethod
     def of(cls, grid: Grid, start: int, mask: Tensor | None) -> _Padded:
         part = slice(start, start + len(grid.places))
-        is_empty = None if grid.is_full else (torch.arange(grid.width) >= grid.lengths[:, None])[:, :, None]
+        is_empty = None if grid.is_full else ~grid.is_there[:, :, None]
         return cls(grid, part, is_empty, None if mask is None else added_to_scores(mask))
 
     def read(self, flat: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def _of_fused(
 def _of_parts(
     of_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for a part of the queries [R, H, W, D] at a time, without the keys that none of them may look at."""
+    """What `_fused` gives, a part of the queries [R, H, W, D] at a time, without keys that none of them may look at."""
     num_queries, num_keys = bias.shape[2:]
     size = -(-num_queries // max(num_queries // _QUERIES, 1))
     of_q, of_k, of_v = torch.empty_like(q), None, None

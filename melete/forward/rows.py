@@ -23,7 +23,7 @@ from melete.forward.architectures import (
     pair_rotations,
     rotations,
 )
-from melete.forward.attention import attend, attend_and_sum
+from melete.forward.attention import added_to_scores, attend, attend_and_sum
 from melete.forward.layout import Grid
 from melete.forward.notes import Notes
 from melete.forward.products import batched, is_quick
@@ -128,9 +128,9 @@ class Prompts:
             page.states[-1].copy_(hidden)
         last = trunk.norm(hidden[self.lengths.cumsum(0) - 1])
         self.logits = model.logits(last)
-        is_there = torch.arange(grid.width, device=device) < self.lengths[:, None]
-        bias = torch.zeros_like(is_there, dtype=hidden.dtype).masked_fill_(~is_there, -torch.inf)[:, None, None]
-        self.bias, self.width = None if grid.is_full else bias, grid.width  # [P, 1, 1, L]
+        self.width = grid.width
+        # [P, 1, 1, L]
+        self.bias = None if grid.is_full else added_to_scores(grid.is_there, hidden.dtype)[:, None, None]
 
 
 def _by_head(grid: Grid, flat: Tensor) -> Tensor:

@@ -63,10 +63,10 @@ def gradients(model: PreTrainedModel, rows: TokenRows, memory: Memory | None) ->
 @pytest.fixture(name="no_forward")
 def without_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def forbid() -> None:
-        def states(*_: object) -> Tensor:
+        def states_at(*_: object) -> Tensor:
             raise AssertionError("a forward pass")
 
-        monkeypatch.setattr(recall, "states", states)
+        monkeypatch.setattr(recall, "states_at", states_at)
 
     return forbid
 
